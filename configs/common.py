@@ -1,0 +1,52 @@
+"""What every config has, beside its method."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Seeds, data, training and evaluation, in the demo's setting."""
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the batches and dropout
+
+    config.data = ConfigDict()
+    config.data.protocol = "mlr_pedestrians"
+    config.data.dir = ""  # folder of the official archives
+    config.data.cache_dir = ""  # built data sets; '' is TFDS's ~/tensorflow_datasets
+    config.data.seed = 0  # of the protocol: splits and scales
+    config.data.split = 0  # the number of the random split
+    config.data.kernel = ""  # of the down-sampling; '' is the protocol's own
+    config.data.image_size = (128, 64)  # height, width
+    config.data.num_ids = 6  # P
+    config.data.num_instances = 4  # K
+    config.data.flip = 0.5  # probability
+    config.data.pad = 10  # pixels on each side, before the random crop
+    config.data.synthetic_lr = "stored"  # "all": every image also gets a random LR copy
+    config.data.eval_batch_size = 64
+
+    config.train = ConfigDict()
+    config.train.log_every_steps = 20
+    config.train.checkpoint_every_steps = 500
+    config.train.max_skipped_in_a_row = 5
+
+    config.evaluation = ConfigDict()
+    config.evaluation.num_draws = 100  # galleries of the single-shot protocol
+    config.evaluation.ap = "step"  # "trapezoid": as Market-1501's first script
+    return config
+
+
+def parse(arg: str, options: tuple[str, ...]) -> tuple[str, set[str]]:
+    """`"protocol,option,…"` → the protocol ('' for the demo) and the options.
+
+    Raises:
+      ValueError: if an option is not one of `options`.
+    """
+    protocol, *chosen = [part.strip() for part in arg.split(",")]
+    if protocol in options:  # `ps_hrnet.py:id_sr` is the demo with an option
+        protocol, chosen = "", [protocol, *chosen]
+    unknown = sorted(set(chosen) - set(options))
+    if unknown:
+        raise ValueError(
+            f"unknown config option {', '.join(unknown)}; expected "
+            f"PROTOCOL or PROTOCOL,OPTION,… with options {', '.join(options)}."
+        )
+    return protocol, set(chosen)

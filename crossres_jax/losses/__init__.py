@@ -1,0 +1,13 @@
+"""Losses as pure functions of arrays: per-sample values, weighted by the caller."""
+
+from crossres_jax.losses.alignment import feature_alignment
+from crossres_jax.losses.identity import label_smoothed_cross_entropy
+from crossres_jax.losses.metric_learning import batch_hard_triplet
+from crossres_jax.losses.restoration import mean_absolute_error
+
+__all__ = [
+    "batch_hard_triplet",
+    "feature_alignment",
+    "label_smoothed_cross_entropy",
+    "mean_absolute_error",
+]

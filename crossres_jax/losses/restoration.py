@@ -1,0 +1,27 @@
+"""Losses between restored and original pictures."""
+
+import jax.numpy as jnp
+
+
+def mean_absolute_error(restored, originals):
+    """Mean absolute difference of every sample: the Manhattan distance per element.
+
+    Eq. (5) of PS-HRNet prints the sum over pixels and samples; its released code, and
+    the weight λ_SR = 0.5, belong to the mean, which is also independent of the size.
+
+    Args:
+      restored: (B, ...) float.
+      originals: (B, ...) float, of the same shape.
+
+    Returns:
+      (B,) float32.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    if restored.shape != originals.shape:
+        raise ValueError(
+            f"expected two equal shapes, found {restored.shape} and {originals.shape}"
+        )
+    difference = restored.astype(jnp.float32) - originals.astype(jnp.float32)
+    return jnp.abs(difference).mean(axis=tuple(range(1, difference.ndim)))

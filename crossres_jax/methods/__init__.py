@@ -1,0 +1,37 @@
+"""The papers: one file each, found by name.
+
+A method's file defines `build(num_classes, **options) -> contract.Method`. A further
+method is one more file in this folder, or any importable module named with a dot
+(`my_package.my_method`); nothing is registered. docs/sixth_method.md is an example.
+"""
+
+import importlib
+import pkgutil
+
+
+def names() -> list[str]:
+    """The names of the methods in this folder, sorted."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if name != "contract")
+
+
+def load(name: str):
+    """The `build` function of a method.
+
+    Args:
+      name: a name of `names()`, or a dotted path to a module of your own.
+
+    Returns:
+      `build(num_classes, **options) -> contract.Method`.
+
+    Raises:
+      ValueError: if there is no such method.
+    """
+    if "." in name:
+        return importlib.import_module(name).build
+    if name not in names():
+        raise ValueError(
+            f"no method named {name!r}. Expected one of {', '.join(names())}, or the "
+            "dotted path of a module with a function `build`."
+        )
+    return importlib.import_module(f"{__name__}.{name}").build

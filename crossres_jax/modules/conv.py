@@ -1,0 +1,96 @@
+"""The one convolution of the project: PyTorch's geometry, quick on every back end.
+
+XLA compiles two kinds of convolution badly for the CPU (measured on 2 cores, the
+figures are in docs/results.md): the gradient of a 1×1 convolution with respect to its
+kernel runs several times slower than the same dot product, and a depthwise convolution
+several times slower than shifted multiply-adds. `Conv` therefore lowers these two as
+such on the CPU. On GPUs every convolution stays a convolution and goes to cuDNN. The
+parameters are the same in either case, so a checkpoint moves freely between the two.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# He initialisation over the fan out, as HRNet's and VDSR's authors use it:
+# N(0, sqrt(2 / (k² · C_out))).
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """2-D convolution with symmetric zero padding (k − 1) / 2, as PyTorch pads.
+
+    Flax's `'SAME'` pads a strided convolution on one side only, which shifts the
+    features of imported weights; here the padding is always explicit.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: odd side k of the square kernel.
+      strides: step of the window in both directions.
+      groups: number of channel groups; `groups == C_in == features` is depthwise.
+      use_bias: whether a bias is added.
+      dtype: type of the computation; parameters are float32.
+      kernel_init: initialiser of the kernel (k, k, C_in / groups, features).
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: Callable = he_fan_out
+
+    @nn.compact
+    def __call__(self, x):
+        """(B, H, W, C_in) → (B, ⌈H / strides⌉, ⌈W / strides⌉, features)."""
+        k, channels = self.kernel_size, x.shape[-1]
+        kernel = self.param(
+            "kernel",
+            self.kernel_init,
+            (k, k, channels // self.groups, self.features),
+            jnp.float32,
+        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        on_cpu = jax.default_backend() == "cpu"
+        if on_cpu and k == 1 and self.groups == 1:
+            y = _as_dot(x, kernel, self.strides)
+        elif on_cpu and self.groups == channels == self.features:
+            y = _as_shifts(x, kernel, self.strides)
+        else:
+            y = _as_convolution(x, kernel, self.strides, self.groups)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+def _as_convolution(x, kernel, strides, groups):
+    pad = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(strides, strides),
+        padding=((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _as_dot(x, kernel, strides):
+    return x[:, ::strides, ::strides] @ kernel[0, 0]
+
+
+def _as_shifts(x, kernel, strides):
+    k = kernel.shape[0]
+    pad = (k - 1) // 2
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return sum(
+        x[:, i : i + height : strides, j : j + width : strides] * kernel[i, j, 0]
+        for i in range(k)
+        for j in range(k)
+    )

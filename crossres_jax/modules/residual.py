@@ -1,0 +1,84 @@
+"""Residual blocks of ResNet and HRNet (He et al., arXiv:1512.03385)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from crossres_jax.modules.conv import Conv
+
+
+def batch_norm(*, train: bool, dtype: Any = jnp.float32) -> Callable:
+    """A batch normalisation of PyTorch's defaults: a `partial` that wants a `name`.
+
+    PyTorch's momentum 0.1 is Flax's 0.9. Statistics are computed in float32 over the
+    whole (global) batch, whatever `dtype` is.
+    """
+    return partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with a shortcut; keeps the number of channels.
+
+    Attributes:
+      features: number of input and output channels.
+      dtype: type of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """(B, H, W, features) → (B, H, W, features)."""
+        conv = partial(Conv, self.features, dtype=self.dtype)
+        norm = batch_norm(train=train, dtype=self.dtype)
+        y = nn.relu(norm(name="bn1")(conv(name="conv1")(x)))
+        y = norm(name="bn2")(conv(name="conv2")(y))
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions with four times `planes` output channels.
+
+    The stride sits on the 3×3 convolution. The shortcut is a 1×1 convolution where
+    the shape changes.
+
+    Attributes:
+      planes: channels of the 3×3 convolution.
+      strides: stride of the 3×3 convolution and of the shortcut.
+      dtype: type of the computation.
+    """
+
+    planes: int
+    strides: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """(B, H, W, C) → (B, H / strides, W / strides, 4 · planes)."""
+        conv = partial(Conv, dtype=self.dtype)
+        norm = batch_norm(train=train, dtype=self.dtype)
+        features = 4 * self.planes
+
+        y = conv(self.planes, kernel_size=1, name="conv1")(x)
+        y = nn.relu(norm(name="bn1")(y))
+        y = conv(self.planes, strides=self.strides, name="conv2")(y)
+        y = nn.relu(norm(name="bn2")(y))
+        y = conv(features, kernel_size=1, name="conv3")(y)
+        y = norm(name="bn3")(y)
+
+        if x.shape != y.shape:
+            x = conv(
+                features, kernel_size=1, strides=self.strides, name="shortcut_conv"
+            )(x)
+            x = norm(name="shortcut_bn")(x)
+        return nn.relu(x + y)

@@ -1,0 +1,207 @@
+"""Query and gallery → features → distances → scores, in pieces that fit in memory."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from crossres_jax.methods.contract import Method
+from crossres_jax.metrics import (
+    psnr,
+    rank_multi_shot,
+    rank_single_shot,
+    ssim,
+    summarize,
+    summarize_draws,
+)
+from crossres_jax.training.sharding import prefetch, replicated, sharded
+
+RANKS = (1, 5, 10, 20)
+
+
+class Embedded(NamedTuple):
+    """One side of a test set: N images.
+
+    Attributes:
+      features: pytree of (N, ...) float32, what `Method.embed` returned.
+      pid, camid, scale: (N,) int.
+      quality: name → (M,) float, restoration figures of the M down-sampled images that
+        have an HR original; empty if the method restores nothing.
+    """
+
+    features: Any
+    pid: np.ndarray
+    camid: np.ndarray
+    scale: np.ndarray
+    quality: Mapping[str, np.ndarray]
+
+
+class Evaluation(NamedTuple):
+    """Scores, and what a picture of ranked lists needs.
+
+    Attributes:
+      results: percentages and dB, the scores of docs/data.md's `results.json`.
+      shown: (S,) int, queries chosen evenly over the query list.
+      ranked: (S, R) int, their nearest gallery images, nearest first.
+    """
+
+    results: dict
+    shown: np.ndarray
+    ranked: np.ndarray
+
+
+def embed_images(
+    method: Method, variables, batches: Iterable[Mapping], mesh, *, role
+) -> Embedded:
+    """Features of one side of a test set.
+
+    Args:
+      method: whose `embed` and, for queries, `restore` are used.
+      variables: of the method.
+      batches: dicts with `lr`, `hr` (B, H, W, 3), `has_hr`, `valid` (B,) bool, `pid`,
+        `camid`, `scale` (B,) int and `resolution` (B,) float; rows that are not valid
+        fill the last batch up and are dropped.
+      mesh: the devices.
+      role: "query" or "gallery".
+    """
+    embed = jax.jit(
+        lambda variables, batch: method.embed(
+            variables, batch["lr"], role=role, resolution=batch["resolution"]
+        ),
+        in_shardings=(replicated(mesh), sharded(mesh)),
+    )
+    restore = role == "query" and method.restore and jax.jit(method.restore)
+
+    features, labels, quality = [], [], []
+    for batch in prefetch(batches, mesh):
+        valid = np.asarray(batch["valid"])
+        rows = _Rows(valid)
+        features.append(jax.tree.map(rows, embed(variables, batch)))
+        labels.append([rows(batch[key]) for key in ("pid", "camid", "scale")])
+        degraded = valid & np.asarray((batch["scale"] > 1) & batch["has_hr"])
+        if restore and degraded.any():
+            rows = _Rows(degraded)
+            restored = rows(restore(variables, batch["lr"]))
+            quality.append(_quality(restored, rows(batch["lr"]), rows(batch["hr"])))
+    if not features:
+        raise ValueError(f"expected images on the {role} side, found none.")
+    return Embedded(
+        jax.tree.map(lambda *parts: np.concatenate(parts), *features),
+        *(np.concatenate(column) for column in zip(*labels, strict=True)),
+        quality={
+            key: np.concatenate([part[key] for part in quality])
+            for key in (quality[0] if quality else ())
+        },
+    )
+
+
+class _Rows(NamedTuple):
+    """Takes the chosen rows of an array, onto the host."""
+
+    chosen: np.ndarray
+
+    def __call__(self, x):
+        return np.asarray(x)[self.chosen]
+
+
+def _quality(restored, bicubic, originals):
+    return {
+        "psnr": psnr(restored, originals),
+        "ssim": ssim(restored, originals),
+        "psnr_bicubic": psnr(bicubic, originals),
+        "ssim_bicubic": ssim(bicubic, originals),
+    }
+
+
+def compare(
+    method: Method,
+    query: Embedded,
+    gallery: Embedded,
+    *,
+    num_draws: int = 100,
+    seed: int = 0,
+    ap: str = "step",
+    chunk_size: int = 256,
+    num_shown: int = 8,
+    num_ranked: int = 10,
+) -> Evaluation:
+    """Scores of all queries against the gallery.
+
+    Args:
+      method: whose `distance` is used.
+      query: the query side.
+      gallery: the gallery side.
+      num_draws: gallery draws of the single-shot protocol.
+      seed: of these draws.
+      ap: "step" or "trapezoid", average precision of the multi-shot protocol.
+      chunk_size: queries whose distances are held at a time.
+      num_shown: queries whose ranked lists are returned.
+      num_ranked: length of these lists.
+
+    Returns:
+      The scores: single-shot ones, by scale too, and `multi_shot` with the removal of
+      the same camera's images, as Market-1501 does.
+    """
+    distance = jax.jit(method.distance)
+    gallery_features = jax.device_put(gallery.features)
+    num_queries = len(query.pid)
+    shown = np.unique(
+        np.linspace(0, num_queries - 1, min(num_shown, num_queries)).astype(int)
+    )
+    single, multi, ranked = [], [], []
+    for start in range(0, num_queries, chunk_size):
+        rows = slice(start, start + chunk_size)
+        part = jax.tree.map(lambda x, rows=rows: x[rows], query.features)
+        distances = np.asarray(distance(part, gallery_features))
+        pids, camids = query.pid[rows], query.camid[rows]
+        single.append(
+            rank_single_shot(
+                distances, pids, gallery.pid, num_draws=num_draws, seed=seed
+            )
+        )
+        multi.append(
+            rank_multi_shot(distances, pids, gallery.pid, camids, gallery.camid, ap=ap)
+        )
+        for row in shown[(shown >= start) & (shown < start + len(pids))] - start:
+            ranked.append(np.argsort(distances[row], kind="stable")[:num_ranked])
+
+    overall = summarize_draws(single)
+    results = {
+        "num_queries": num_queries,
+        "num_gallery": len(gallery.pid),
+        "num_identities": len(np.unique(query.pid)),
+        **_percentages(overall),
+        "trials": {
+            "count": num_draws,
+            "rank1_std": _percent(overall.rank1_std),
+            "mAP_std": _percent(overall.mAP_std),
+        },
+        "by_scale": {},
+        "multi_shot": _percentages(summarize(multi)),
+    }
+    for scale in np.unique(query.scale):
+        where = query.scale == scale
+        scores = summarize(single, where)
+        results["by_scale"][str(scale)] = {
+            "rank1": _percent(scores.cmc[0]),
+            "mAP": _percent(scores.mAP),
+            "num_queries": int(where.sum()),
+        }
+    if query.quality:
+        results["sr"] = {
+            key: round(float(values.mean()), 4) for key, values in query.quality.items()
+        }
+    return Evaluation(results, shown, np.array(ranked))
+
+
+def _percentages(scores) -> dict:
+    return {
+        **{f"rank{r}": _percent(scores.cmc[r - 1]) for r in RANKS},
+        "mAP": _percent(scores.mAP),
+        "mINP": _percent(scores.mINP),
+    }
+
+
+def _percent(fraction) -> float:
+    return round(100 * float(fraction), 3)

@@ -1,0 +1,84 @@
+"""What a run tells: one JSON object per logged step, and a line of progress."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """Writes a JSON file whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl`; TensorBoard's event files are left to others."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = Path(path)
+
+    def write(self, values: dict) -> None:
+        """Appends one object; not-a-number and infinities become null."""
+        finite = {
+            key: None if isinstance(value, float) and not _is_finite(value) else value
+            for key, value in values.items()
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+class Progress:
+    """One line of progress: rewritten on a terminal, now and then a new one in a log.
+
+    Args:
+      title: what is being done.
+      total: number of steps.
+      done: number of steps that were done before (a resumed run).
+      unit: what a step handles `per_step` of, for the rate.
+      per_step: see `unit`.
+    """
+
+    def __init__(self, title, total, *, done=0, unit="images", per_step=1):
+        self._title, self._total, self._unit = title, total, unit
+        self._per_step, self._first = per_step, done
+        self._interactive = sys.stderr.isatty()
+        self._seconds_between_lines = 0.2 if self._interactive else 15.0
+        self._start = self._shown = time.monotonic()
+        self._first_step = None
+
+    def update(self, done: int, note: str = "") -> None:
+        """Shows that `done` of the steps are done."""
+        now = time.monotonic()
+        if self._first_step is None:  # compilation is over: rates count from here
+            self._first_step, self._first = now, done
+        last = done >= self._total
+        if now - self._shown < self._seconds_between_lines and not last:
+            return
+        self._shown = now
+        steps, seconds = done - self._first, now - self._first_step
+        if steps and seconds:
+            rate = steps / seconds
+            eta = _clock((self._total - done) / rate)
+            speed = f"{rate * self._per_step:.0f} {self._unit}/s, {eta} left"
+        else:
+            speed = "…"
+        line = f"{self._title}  {done}/{self._total}  {speed}  {note}"
+        if self._interactive:
+            sys.stderr.write("\r\x1b[K" + line + ("\n" if last else ""))
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,269 @@
+"""From a config to batches: records → plan → decoded pairs → NumPy dicts.
+
+A training batch is a pure function of (seed, step), so a run that is resumed at step n
+sees bit for bit what the uninterrupted run would have seen. Nothing keeps a position.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from crossres_jax import sampling
+from input_pipeline import protocols, transforms
+from input_pipeline.datasets import records
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
+
+Batch = dict[str, np.ndarray]
+
+
+class Data(NamedTuple):
+    """An opened and checked data set under its protocol."""
+
+    plan: protocols.Plan
+    manifest: dict
+    num_classes: int  # training identities
+    steps_per_epoch: int
+    num_repeating: int  # identities with fewer images than a batch shows of them
+    source: Sequence  # records by position
+    config: Any  # as given to `open_data`
+
+
+def open_data(config) -> Data:
+    """Opens the data set of a protocol, building it the first time, and checks it.
+
+    Args:
+      config: any object with the attributes
+        protocol: a name in `protocols.PROTOCOLS`;
+        dir: folder of the official archives, '' where none is needed;
+        cache_dir: where the built data sets are kept, '' for TFDS's own place;
+        seed, split: int, which of the protocol's random splits;
+        kernel: of the down-sampling, '' for the protocol's own;
+        image_size: (height, width) of the batches;
+        num_ids, num_instances: P and K of the training batches;
+        flip, pad: see `transforms.augment`;
+        synthetic_lr: 'stored' to train on the MLR set as it is, 'all' to give every
+          image an LR copy at a rate that is drawn anew in every step;
+        eval_batch_size: images per evaluation batch.
+
+    Returns:
+      `Data`.
+
+    Raises:
+      ValueError: if the config names something unknown, if the official files are
+        missing, incomplete or damaged, or if the split leaks.
+    """
+    if config.synthetic_lr not in ("stored", "all"):
+        raise ValueError(
+            f"synthetic_lr must be 'stored' or 'all', found {config.synthetic_lr!r}."
+        )
+    protocol = _find_protocol(config)
+    dataset = records.open_records(
+        _find_builder(protocol.dataset, config.cache_dir), manual_dir=config.dir
+    )
+    plan = protocols.make_plan(protocol, dataset.index)
+    protocols.check_disjoint(plan, dataset.index.sha256)
+    return Data(
+        plan=plan,
+        manifest=protocols.manifest(plan),
+        num_classes=plan.num_classes,
+        steps_per_epoch=sampling.steps_per_epoch(
+            plan.train.label,
+            num_ids=config.num_ids,
+            num_instances=config.num_instances,
+        ),
+        num_repeating=sampling.num_repeating(
+            plan.train.label, num_instances=config.num_instances
+        ),
+        source=dataset.source,
+        config=config,
+    )
+
+
+def train_batches(data, *, seed, start_step, num_steps) -> Iterator[Batch]:
+    """The training batches of steps start_step … start_step + num_steps − 1.
+
+    Args:
+      data: from `open_data`.
+      seed: int, at least 0; with the step it decides everything about a batch.
+      start_step: the first step, counted from the start of training.
+      num_steps: how many batches.
+
+    Yields:
+      Dicts of arrays, B = P·K rows, K consecutive ones of the same identity:
+        lr: (B, H, W, 3) float32 in [0, 1], the image as the MLR set stores it (HR where
+          `scale` is 1), or with synthetic_lr='all' its LR copy, at the input size;
+        hr: (B, H, W, 3) float32 in [0, 1], its HR original with the same flip and crop;
+        has_hr: (B,) bool, False where no original exists and `hr` repeats `lr`;
+        label: (B,) int32 in [0, num_classes);
+        camid: (B,) int32;
+        scale: (B,) int32 down-sampling rate of `lr`;
+        resolution: (B,) float32, 1 / scale;
+        index: (B,) int32 rows of `data.plan.train`.
+
+    Raises:
+      ValueError: naming the image, if one cannot be read.
+    """
+    config = data.config
+    images = data.plan.train
+    batch_size = config.num_ids * config.num_instances
+
+    def plan_step(step):
+        index = sampling.plan_batch(
+            seed,
+            step,
+            images.label,
+            num_ids=config.num_ids,
+            num_instances=config.num_instances,
+        )
+        scale = images.scale[index]
+        if config.synthetic_lr == "all":
+            scales = data.plan.protocol.scales
+            scale = sampling.plan_scales(seed, step, batch_size, scales)
+        slot = step * batch_size + np.arange(batch_size)
+        return index, scale, slot
+
+    def plan_slots(step):
+        index, scale, slot = tf.numpy_function(
+            plan_step, [step], [tf.int32, tf.int32, tf.int64]
+        )
+        return {"index": index, "scale": scale, "slot": slot}
+
+    def load_pair(row):
+        pixels = _load(data, images, row["index"])
+        pair = _pair(pixels, row["scale"], data)  # (2, H, W, 3)
+        pair = transforms.augment(
+            pair, [seed, row["slot"]], flip=config.flip, pad=config.pad
+        )
+        return {
+            "lr": pair[0],
+            "hr": pair[1],
+            "scale": row["scale"],
+            "index": row["index"],
+        }
+
+    dataset = (
+        tf.data.Dataset.range(start_step, start_step + num_steps)
+        .map(plan_slots)
+        .unbatch()
+        .map(load_pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(2)
+    )
+    for batch in _iterate(dataset):
+        yield _describe(batch, images) | {"label": images.label[batch["index"]]}
+
+
+def eval_batches(data, side) -> Iterator[Batch]:
+    """All images of one test side, in order and without augmentation.
+
+    Args:
+      data: from `open_data`.
+      side: "query" or "gallery".
+
+    Yields:
+      Dicts as from `train_batches`, of exactly `eval_batch_size` rows, with pid: (B,)
+      int64 in place of `label`, `index` for the rows of `data.plan.query` or `.gallery`
+      and valid: (B,) bool, False in the last batch where the last image is repeated to
+      fill it.
+
+    Raises:
+      ValueError: naming the image, if one cannot be read.
+    """
+    images = {"query": data.plan.query, "gallery": data.plan.gallery}[side]
+    num_images = len(images.pid)
+    batch_size = data.config.eval_batch_size
+    num_batches = -(-num_images // batch_size)
+
+    def load_pair(row):
+        index = tf.minimum(row, num_images - 1)
+        scale = tf.gather(images.scale, index)
+        pair = _pair(_load(data, images, index), scale, data)  # (2, H, W, 3)
+        return {
+            "lr": pair[0],
+            "hr": pair[1],
+            "scale": scale,
+            "index": tf.cast(index, tf.int32),
+            "valid": row < num_images,
+        }
+
+    dataset = (
+        tf.data.Dataset.range(num_batches * batch_size)
+        .map(load_pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(batch_size)
+        .prefetch(2)
+    )
+    for batch in _iterate(dataset):
+        yield _describe(batch, images) | {"pid": images.pid[batch["index"]]}
+
+
+def _find_protocol(config):
+    if config.protocol not in protocols.PROTOCOLS:
+        raise ValueError(
+            f"Unknown protocol {config.protocol!r}: choose one of "
+            f"{', '.join(protocols.PROTOCOLS)}."
+        )
+    protocol = protocols.PROTOCOLS[config.protocol]
+    return dataclasses.replace(
+        protocol,
+        seed=config.seed,
+        split=config.split,
+        kernel=config.kernel or protocol.kernel,
+    )
+
+
+def _find_builder(dataset, cache_dir):
+    """The TFDS builder of "name" or "name/config", from the file of that name."""
+    name, _, builder_config = dataset.partition("/")
+    importlib.import_module(f"input_pipeline.datasets.{name}")
+    return tfds.builder_cls(name)(
+        config=builder_config or None, data_dir=cache_dir or None
+    )
+
+
+def _load(data, images, index):
+    """Decoded pixels of a row of `images`: (h, w, 3) uint8."""
+
+    def load(index):
+        return records.read_pixels(
+            data.source, images.record[index], images.name[index]
+        )
+
+    pixels = tf.numpy_function(load, [index], tf.uint8)
+    return tf.ensure_shape(pixels, (None, None, 3))
+
+
+def _pair(pixels, scale, data):
+    """(LR, HR) at the input size: (2, H, W, 3) float32 in [0, 1]."""
+    size = tuple(data.config.image_size)
+    kernel = data.plan.protocol.kernel
+    hr = transforms.fit(pixels, size)
+    lr = tf.cond(
+        tf.equal(scale, 1),
+        lambda: hr,
+        lambda: transforms.fit(transforms.degrade(pixels, scale, kernel), size),
+    )
+    return tf.stack([lr, hr])
+
+
+def _describe(batch, images):
+    """Adds what the plan knows about the rows of a batch."""
+    return batch | {
+        "has_hr": images.has_hr[batch["index"]],
+        "camid": images.camid[batch["index"]],
+        "resolution": (1.0 / batch["scale"]).astype(np.float32),
+    }
+
+
+def _iterate(dataset):
+    """NumPy batches; an error of `_load` comes out as it went into TensorFlow."""
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.InvalidArgumentError as error:  # "… ValueError: …\nTraceback …"
+        message = error.message.partition("ValueError: ")[2].partition("\nTraceback")[0]
+        raise ValueError(message or error.message) from None

@@ -1,0 +1,236 @@
+"""Trains and evaluates one config: flags → config → data → run.
+
+python launch.py --config=configs/ps_hrnet.py [--workdir=DIR] [--config.a.b=value]
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from crossres_jax import methods
+from crossres_jax.report import write_report
+from crossres_jax.training.checkpoint import Checkpoints
+from crossres_jax.training.evaluate import compare, embed_images
+from crossres_jax.training.loop import NonFiniteLossError, Settings, train
+from crossres_jax.training.sharding import check_divisible, make_mesh
+from crossres_jax.training.writer import MetricsWriter, write_json
+from input_pipeline import pipeline
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/METHOD.py[:PROTOCOL[,OPTION…]]", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where the run is written; runs/METHOD[-PROTOCOL…] if not given."
+)
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate"], "'evaluate' never trains."
+)
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
+    """Trains what is left to train, evaluates, and returns `results.json`."""
+    mesh = make_mesh()
+    check_divisible(
+        config.data.num_ids * config.data.num_instances,
+        mesh,
+        "data.num_ids × data.num_instances",
+    )
+    check_divisible(config.data.eval_batch_size, mesh, "data.eval_batch_size")
+
+    data = pipeline.open_data(config.data)
+    method_options = config.method.to_dict()
+    name = method_options.pop("name")
+    method = methods.load(name)(data.num_classes, **method_options)
+    settings = Settings(**config.train)
+    write_json(workdir / "manifest.json", data.manifest)
+    announce(config, data, mesh, workdir)
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    total = sum(phase.epochs for phase in method.phases) * data.steps_per_epoch
+    if mode == "evaluate" and checkpoints.latest_step() != total:
+        raise ValueError(
+            f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
+            f"found {checkpoints.latest_step() or 0} steps. Train it first, without "
+            "--mode."
+        )
+
+    def batches(phase, start_step, num_steps):
+        seed = len(method.phases) * config.seed + phase
+        return pipeline.train_batches(
+            data, seed=seed, start_step=start_step, num_steps=num_steps
+        )
+
+    variables = train(
+        method,
+        batches=batches,
+        steps_per_epoch=data.steps_per_epoch,
+        example=next(batches(0, 0, 1)),
+        names=lambda index: data.plan.train.name[index],
+        seed=config.seed,
+        mesh=mesh,
+        checkpoints=checkpoints,
+        writer=MetricsWriter(workdir / "metrics.jsonl"),
+        settings=settings,
+    )
+    checkpoints.close()
+
+    query, gallery = (
+        embed_images(
+            method, variables, pipeline.eval_batches(data, side), mesh, role=side
+        )
+        for side in ("query", "gallery")
+    )
+    evaluation = compare(method, query, gallery, **config.evaluation)
+    results = {
+        "method": name,
+        "dataset": data.plan.protocol.dataset,
+        "protocol": data.plan.protocol.name,
+        "manifest_sha256": data.manifest["sha256"],
+        "phase": method.phases[-1].name,
+        "step": total,
+        **evaluation.results,
+    }
+    write_json(workdir / "results.json", results)
+    write_report(
+        workdir / "report",
+        results,
+        evaluation,
+        method,
+        variables,
+        load=lambda side, rows: pipeline.load_images(data, side, rows),
+    )
+    return results
+
+
+def main(_):
+    """Resolves config and workdir, then runs; foreseen errors end in one message."""
+    jax.config.update("jax_compilation_cache_dir", compilation_cache())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    try:
+        config, workdir = resolve(CONFIG.value, WORKDIR.value)
+        results = run(config, workdir, MODE.value)
+    except (ValueError, FileNotFoundError, NonFiniteLossError) as error:
+        sys.exit(f"launch.py: {error}")
+    summarize(results, workdir)
+
+
+def resolve(config: ConfigDict | None, workdir: str) -> tuple[ConfigDict, Path]:
+    """The config and the folder of the run; the run's own `config.json` must agree."""
+    if config is None and not workdir:
+        raise ValueError("give --config=configs/METHOD.py, or the --workdir of a run.")
+    workdir = Path(workdir or Path("runs", default_name()))
+    stored_path = workdir / "config.json"
+    if stored_path.exists():
+        stored = json.loads(stored_path.read_text())["config"]
+        wanted = stored if config is None else json.loads(config.to_json())
+        if differences := list(differing(stored, wanted)):
+            raise ValueError(
+                f"{workdir} holds a run of another config:\n  "
+                + "\n  ".join(differences)
+                + "\nNothing was changed. Choose another --workdir, or give the run's "
+                "own config."
+            )
+        return ConfigDict(stored, convert_dict=True), workdir
+    if config is None:
+        raise ValueError(f"{workdir} holds no run (no config.json); give --config too.")
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"{workdir} is not empty and holds no run; choose another --workdir."
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    config = json.loads(config.to_json())
+    write_json(stored_path, {"config": config, **circumstances()})
+    return ConfigDict(config), workdir
+
+
+def differing(stored, wanted, path="config"):
+    """Lines that name every value in which two nested dictionaries differ."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted({*stored, *wanted}):
+            yield from differing(stored.get(key), wanted.get(key), f"{path}.{key}")
+    elif stored != wanted:
+        yield f"{path}: the run has {stored!r}, asked for is {wanted!r}"
+
+
+def default_name() -> str:
+    """`configs/ps_hrnet.py:mlr_viper,narrow` → `ps_hrnet-mlr_viper-narrow`."""
+    path, _, arg = FLAGS["config"].config_filename.partition(":")
+    return "-".join([Path(path).stem, *arg.replace(",", " ").split()])
+
+
+def circumstances() -> dict:
+    """Package versions and the source's git id, for `config.json`."""
+    git = subprocess.run(
+        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": git.stdout.strip() or None,
+    }
+
+
+def compilation_cache() -> str:
+    """Where compiled programs are kept, so that a second start is quick."""
+    default = Path.home() / ".cache" / "crossres_jax" / "xla"
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
+
+
+def announce(config, data, mesh, workdir):
+    """Says what is about to run."""
+    train, query, gallery = data.plan.train, data.plan.query, data.plan.gallery
+    print(
+        f"{config.method.name} on {data.plan.protocol.name} "
+        f"(manifest {data.manifest['sha256'][:12]}): {len(train.pid)} training images "
+        f"of {data.num_classes} identities, {len(query.pid)} queries, "
+        f"{len(gallery.pid)} gallery images; {mesh.size} {jax.default_backend()} "
+        f"device(s); writing to {workdir}"
+    )
+    if data.num_repeating:
+        print(
+            f"{data.num_repeating} identities have fewer than K = "
+            f"{config.data.num_instances} images; their batches repeat images."
+        )
+
+
+def summarize(results, workdir):
+    """The scores, and where they lie."""
+    print(
+        f"Rank-1 {results['rank1']:.1f} ± {results['trials']['rank1_std']:.1f}  "
+        f"Rank-5 {results['rank5']:.1f}  Rank-10 {results['rank10']:.1f}  "
+        f"mAP {results['mAP']:.1f}  (%, {results['trials']['count']} gallery draws)"
+    )
+    scales = (f"×{s} {v['rank1']:.1f}" for s, v in results["by_scale"].items())
+    print("Rank-1 by scale: " + "  ".join(scales))
+    if "sr" in results:
+        sr = results["sr"]
+        print(f"PSNR {sr['psnr']:.2f} dB, bicubic {sr['psnr_bicubic']:.2f} dB")
+    print(f"Results: {workdir / 'results.json'}, {workdir / 'report' / 'index.html'}")
+
+
+def parse_flags(argv):
+    """absl's parser, but a mistyped option ends in one line instead of a traceback."""
+    try:
+        return FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        sys.exit(f"launch.py: {' '.join(str(e).split())}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

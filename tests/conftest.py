@@ -1,0 +1,18 @@
+"""Four simulated devices, one compilation cache, exact matrix products."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Before JAX is imported; launch.py, run by tests, inherits the cache.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+
+import jax  # noqa: E402
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,0 +1,218 @@
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from input_pipeline.datasets import pedestrians, records
+from input_pipeline.datasets.drawing import draw_pedestrian
+from input_pipeline.datasets.pedestrians import Pedestrians
+from input_pipeline.datasets.viper import Viper
+
+
+def encode(pixels, image_format, **options):
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format=image_format, **options)
+    return encoded.getvalue()
+
+
+@pytest.fixture(scope="module")
+def noise():
+    # Smooth noise, as JPEG's chroma would otherwise dominate every comparison.
+    small = np.random.default_rng(0).integers(0, 256, (20, 12, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((47, 83), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_jpeg_pixels_are_those_of_tensorflows_accurate_mode(noise, quality):
+    jpeg = encode(noise, "jpeg", quality=quality)
+    expected = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+    np.testing.assert_array_equal(records.decode(jpeg, "a.jpg"), expected.numpy())
+
+
+@pytest.mark.parametrize("image_format", ["png", "bmp"])
+def test_lossless_formats_decode_to_the_pixels_that_were_written(noise, image_format):
+    image_bytes = encode(noise, image_format)
+    np.testing.assert_array_equal(records.decode(image_bytes, "a"), noise)
+    grey = encode(noise[..., 0], image_format)
+    assert records.decode(grey, "grey").shape == noise.shape
+
+
+@pytest.mark.parametrize("cut", [0, 10, 600])
+@pytest.mark.parametrize("image_format", ["png", "bmp", "jpeg"])
+def test_image_that_cannot_be_decoded_is_refused_by_name(noise, image_format, cut):
+    with pytest.raises(ValueError, match=rf"c1/7\.x: not a readable image \({cut} b"):
+        records.decode(encode(noise, image_format)[:cut], "c1/7.x")
+
+
+def test_records_are_the_drawn_pedestrians_in_order(cache_dir):
+    builder = Pedestrians(config="tiny", data_dir=cache_dir)
+    index, source = records.open_records(builder)
+    assert len(source) == len(index.name) == 12 * 3 * 2
+    assert index.name[:7].tolist() == [
+        *("c0/0000_0.png", "c0/0000_1.png", "c1/0000_0.png", "c1/0000_1.png"),
+        *("c2/0000_0.png", "c2/0000_1.png", "c0/0001_0.png"),
+    ]
+    assert len(set(index.name)) == len(set(index.sha256)) == 72
+    assert (index.pid[45], index.camid[45]) == (7, 1)
+    assert set(index.height) == {32} and set(index.width) == {16}
+    np.testing.assert_array_equal(
+        records.read_pixels(source, 45, index.name[45]),
+        draw_pedestrian(0, 7, 1, 1, height=32, width=16),
+    )
+
+
+def test_building_is_silent_and_happens_once(tmp_path, monkeypatch, capfd):
+    def opened():
+        return records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
+
+    first = opened()
+    monkeypatch.setattr(pedestrians, "draw_pedestrian", None)
+    second = opened()
+    for one, other in zip(first.index, second.index, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_interrupted_build_leaves_nothing_that_is_used(tmp_path, monkeypatch):
+    def stop_midway(seed, pid, camid, shot, **size):
+        if pid == 6:
+            raise KeyboardInterrupt
+        return draw_pedestrian(seed, pid, camid, shot, **size)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pedestrians, "draw_pedestrian", stop_midway)
+        records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
+    # A killed process cannot tidy up: its unfinished folder stays.
+    versions = tmp_path / "pedestrians" / "tiny"
+    (versions / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)
+    assert not (versions / "1.0.0").exists()
+
+    opened = records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
+    assert len(opened.source) == 72
+
+
+def test_index_that_does_not_fit_the_records_is_refused(tmp_path):
+    builder = Pedestrians(config="tiny", data_dir=tmp_path)
+    index, _ = records.open_records(builder)
+    path = Path(builder.data_dir) / "index.npz"
+    np.savez(path, **{key: column[:5] for key, column in index._asdict().items()})
+    with pytest.raises(ValueError, match="describes 5 records, but 72 are stored"):
+        records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
+
+
+def test_damaged_record_is_named(tmp_path):
+    builder = Pedestrians(config="tiny", data_dir=tmp_path)
+    index, _ = records.open_records(builder)
+    (path,) = Path(builder.data_dir).glob("*array_record*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+    _, source = records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
+    with pytest.raises(ValueError, match=r"c\d/\d{4}_\d.png: record \d+ .* is damaged"):
+        for i, name in enumerate(index.name):
+            records.read_pixels(source, i, name)
+
+
+def open_viper(manual_dir, cache_dir):
+    return records.open_records(Viper(data_dir=cache_dir), manual_dir=str(manual_dir))
+
+
+def write_folder(folder, files):
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def test_viper_archive_and_folder_give_the_same_records(
+    tmp_path, viper_files, write_zip
+):
+    (tmp_path / "zip").mkdir()
+    extra = {"VIPeR/Thumbs.db": b"x", "__MACOSX/VIPeR/cam_a/._000_0.bmp": b"x"}
+    write_zip(tmp_path / "zip" / "VIPeR.v1.0.zip", viper_files | extra)
+    write_folder(tmp_path / "folder", viper_files | extra)
+
+    zipped = open_viper(tmp_path / "zip", tmp_path / "cache_zip")
+    folder = open_viper(tmp_path / "folder", tmp_path / "cache_folder")
+    for one, other in zip(zipped.index, folder.index, strict=True):
+        np.testing.assert_array_equal(one, other)
+    index, source = zipped
+    assert index.name[[0, 632]].tolist() == ["cam_a/000_0.bmp", "cam_b/000_45.bmp"]
+    assert (index.pid[700], index.camid[700]) == (68, 1)
+    assert (set(index.height), set(index.width)) == ({128}, {48})
+    for i in (0, 700, 1263):
+        assert source[i]["image"] == viper_files[f"VIPeR/{index.name[i]}"]
+        assert source[i]["image"] == folder.source[i]["image"]
+
+
+@pytest.mark.parametrize("place", ["zip", "folder"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("half_extracted", "found 632 images of 632 identities in cam_a, 68 images of"),
+        ("one_missing", "found 631 images of 631 identities in cam_a, 632 images"),
+        ("other_identities", "of the same 632 identities"),
+        ("other_data_set", "is not the complete VIPeR.*found 0 images of 0 identities"),
+        ("zero_bytes", r"cam_a/005_0\.bmp: not a readable image \(0 bytes\)"),
+        ("cut_off", r"cam_b/631_45\.bmp: not a readable image \(900 bytes\)"),
+        ("other_size", r"cam_a/000_0\.bmp: expected 48×128 pixels.*found 16×32"),
+    ],
+)
+def test_viper_that_is_not_complete_is_refused_with_the_reason(
+    tmp_path, viper_files, write_zip, place, damage, message
+):
+    files = dict(viper_files)
+    if damage == "half_extracted":
+        files = dict(list(files.items())[:700])
+    elif damage == "one_missing":
+        del files["VIPeR/cam_a/100_0.bmp"]
+    elif damage == "other_identities":
+        files["VIPeR/cam_a/900_0.bmp"] = files.pop("VIPeR/cam_a/100_0.bmp")
+    elif damage == "other_data_set":
+        files = {path.replace("VIPeR", "CAVIAR"): b"" for path in files}
+        files["VIPeR/readme.txt"] = b"nothing"
+    elif damage == "zero_bytes":
+        files["VIPeR/cam_a/005_0.bmp"] = b""
+    elif damage == "cut_off":
+        files["VIPeR/cam_b/631_45.bmp"] = files["VIPeR/cam_b/631_45.bmp"][:900]
+    elif damage == "other_size":
+        small = np.zeros((32, 16, 3), np.uint8)
+        files["VIPeR/cam_a/000_0.bmp"] = encode(small, "bmp")
+    if place == "zip":
+        write_zip(tmp_path / "VIPeR.v1.0.zip", files)
+    else:
+        write_folder(tmp_path, files)
+
+    with pytest.raises(ValueError, match=message):
+        open_viper(tmp_path, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "viper" / "1.0.0").exists()
+
+
+def test_cut_off_viper_archive_is_refused(tmp_path, viper_files, write_zip):
+    archive = tmp_path / "VIPeR.v1.0.zip"
+    write_zip(archive, viper_files)
+    archive.write_bytes(archive.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"VIPeR\.v1\.0\.zip is damaged .*Put VIPeR"):
+        open_viper(tmp_path, tmp_path / "cache")
+
+
+def test_missing_or_empty_folder_is_refused_with_what_to_put_there(tmp_path):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(
+            ValueError, match=r"(?s)does not exist or is empty.*VIPeR\.v1"
+        ):
+            open_viper(folder, tmp_path.parent / "cache_of_nothing")
+
+
+def test_real_viper_is_stored_byte_for_byte(real_data_dir, cache_dir):
+    index, source = records.open_records(
+        Viper(data_dir=cache_dir), manual_dir=real_data_dir
+    )
+    assert len(source) == 1264 and len(set(index.sha256)) == 1264
+    assert index.name[0] == "cam_a/000_45.bmp"
+    with zipfile.ZipFile(Path(real_data_dir) / "VIPeR.v1.0.zip") as archive:
+        for i in range(0, 1264, 100):
+            assert source[i]["image"] == archive.read(f"VIPeR/{index.name[i]}")

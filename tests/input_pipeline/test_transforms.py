@@ -1,0 +1,178 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from input_pipeline import transforms
+
+PILLOW = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "area": Image.Resampling.BOX,
+}
+# In grey levels. TensorFlow computes sampling positions in float32, to about 1e-5 of a
+# pixel, and between neighbours of noise lie up to 255 levels.
+ATOL = 4e-3
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 256, (128, 64, 3), np.uint8)
+
+
+def pillow_resize(pixels, size, resampling):
+    """Pillow's float path, channel by channel."""
+    channels = [
+        Image.fromarray(pixels[..., c].astype(np.float32)).resize(
+            size[::-1], PILLOW[resampling]
+        )
+        for c in range(3)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], -1)
+
+
+def covered_mean(pixels, size):
+    """Area down-sampling, pixel by pixel: the mean weighted by what is covered."""
+    for axis, target in enumerate(size):
+        edges = np.linspace(0, pixels.shape[axis], target + 1)
+        places = np.arange(pixels.shape[axis])
+        weights = np.clip(
+            np.minimum(edges[1:, None], places + 1)
+            - np.maximum(edges[:-1, None], places),
+            *(0, None),
+        )
+        weights /= weights.sum(1, keepdims=True)
+        pixels = np.moveaxis(np.tensordot(weights, pixels, (1, axis)), 0, axis)
+    return pixels
+
+
+def rounded(pixels):
+    return np.clip(np.round(pixels), 0, 255)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_degrading_is_pillows_float_resize_rounded(image, kernel, scale):
+    size = (128 // scale, 64 // scale)
+    pixels = transforms.resize(image, size, kernel).numpy()
+    expected = pillow_resize(image, size, kernel)
+    np.testing.assert_allclose(pixels, expected, atol=ATOL)
+    degraded = transforms.degrade(image, scale, kernel).numpy()
+    assert degraded.dtype == np.uint8 and degraded.shape == (*size, 3)
+    # A value within ATOL of a half may be rounded to either side.
+    unsure = np.abs(expected % 1 - 0.5) < ATOL
+    np.testing.assert_array_equal(degraded[~unsure], rounded(expected)[~unsure])
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_area_weights_pixels_by_what_is_covered(image, scale):
+    size = (128 // scale, 64 // scale)
+    pixels = transforms.resize(image, size, "area").numpy()
+    np.testing.assert_allclose(pixels, covered_mean(image, size), atol=ATOL)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_area_is_pillows_box_where_the_rate_divides_the_size(image, scale):
+    size = (128 // scale, 64 // scale)
+    pixels = transforms.resize(image, size, "area").numpy()
+    np.testing.assert_allclose(pixels, pillow_resize(image, size, "area"), atol=ATOL)
+
+
+@pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic", "lanczos"])
+def test_scale_one_leaves_the_image_unchanged(image, kernel):
+    np.testing.assert_array_equal(transforms.degrade(image, 1, kernel), image)
+
+
+def test_overshoot_of_bicubic_is_clipped_and_not_wrapped():
+    stripes = np.zeros((32, 16, 3), np.uint8)
+    stripes[:, 8:] = 255
+    for scale in (2, 3):
+        row = transforms.degrade(stripes, scale, "bicubic").numpy()[0, :, 0]
+        assert (np.diff(row.astype(int)) >= 0).all()
+    fitted = transforms.fit(stripes, (64, 32)).numpy()
+    assert fitted.min() == 0 and fitted.max() == 1
+
+
+@pytest.mark.parametrize("shape", [(128, 48), (42, 16), (39, 17), (300, 140)])
+def test_fit_is_pillows_float_bicubic_clipped(shape):
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    fitted = transforms.fit(pixels, (96, 48))
+    expected = pillow_resize(pixels, (96, 48), "bicubic").clip(0, 255)
+    assert fitted.dtype == tf.float32
+    np.testing.assert_allclose(fitted * 255, expected, atol=ATOL)
+
+
+def test_fit_of_an_image_of_the_input_size_changes_nothing(image):
+    np.testing.assert_array_equal(
+        transforms.fit(image, (128, 64)), image.astype(np.float32) / np.float32(255)
+    )
+
+
+def augmented(images, seed, flip=0.5, pad=10):
+    return transforms.augment(images, seed, flip=flip, pad=pad).numpy()
+
+
+def find_augmentation(original, result, pad):
+    """The (flipped, top, left) that turn `original` into `result`."""
+    height, width, _ = original.shape
+    found = []
+    for flipped in (False, True):
+        padded = np.pad(
+            original[:, ::-1] if flipped else original, ((pad, pad), (pad, pad), (0, 0))
+        )
+        found += [
+            (flipped, top, left)
+            for top in range(2 * pad + 1)
+            for left in range(2 * pad + 1)
+            if (padded[top : top + height, left : left + width] == result).all()
+        ]
+    (only,) = found
+    return only
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return np.random.default_rng(2).random((2, 16, 8, 3), np.float32)
+
+
+def test_images_of_a_pair_share_flip_and_crop(pair):
+    for slot in range(20):
+        one, other = augmented(pair, [0, slot], pad=3)
+        assert find_augmentation(pair[0], one, 3) == find_augmentation(
+            pair[1], other, 3
+        )
+
+
+def test_augmentation_uses_every_flip_and_offset(pair):
+    drawn = [
+        find_augmentation(pair[0], augmented(pair, [5, slot], pad=2)[0], 2)
+        for slot in range(300)
+    ]
+    flipped, top, left = map(np.array, zip(*drawn, strict=True))
+    assert set(top) == set(left) == {0, 1, 2, 3, 4}
+    # 300 coins: one standard deviation is 0.029.
+    np.testing.assert_allclose(flipped.mean(), 0.5, atol=0.12)
+    # The three draws are independent: all 50 combinations would need about 225.
+    assert len(set(drawn)) > 45
+
+
+def test_augmentation_depends_on_the_seed_alone(pair):
+    np.testing.assert_array_equal(augmented(pair, [1, 2]), augmented(pair, [1, 2]))
+    results = {augmented(pair, [a, b]).tobytes() for a in range(3) for b in range(3)}
+    assert len(results) == 9
+
+
+def test_flip_probability_zero_and_one(pair):
+    for slot in range(5):
+        np.testing.assert_array_equal(augmented(pair, [0, slot], 0.0, 0), pair)
+        np.testing.assert_array_equal(
+            augmented(pair, [0, slot], 1.0, 0), pair[:, :, ::-1]
+        )
+
+
+def test_border_that_is_shifted_in_is_black(pair):
+    ones = np.ones_like(pair)
+    results = [augmented(ones, [0, slot], pad=4) for slot in range(10)]
+    assert any((result == 0).any() for result in results)
+    assert all(set(np.unique(result)) <= {0.0, 1.0} for result in results)

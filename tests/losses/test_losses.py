@@ -1,0 +1,134 @@
+"""Losses against hand-worked numbers, slow loops, and at their edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossres_jax import losses
+
+# Float32 sums of a few hundred terms: relative error well below this.
+TOLERANCE = 1e-5
+
+
+def _random_features(seed, batch=12, size=5):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(batch, size)).astype(np.float32), np.repeat(
+        np.arange(batch // 3), 3
+    )
+
+
+# --- label_smoothed_cross_entropy
+
+
+def test_smoothed_cross_entropy_of_hand_worked_numbers():
+    # p = (3/4, 1/4); targets (0.95, 0.05) and (0.05, 0.95) for ε = 0.1, M = 2.
+    logits = jnp.log(jnp.array([[3.0, 1.0], [3.0, 1.0]]))
+    loss = losses.label_smoothed_cross_entropy(logits, jnp.array([0, 1]))
+    expected = [
+        -0.95 * np.log(0.75) - 0.05 * np.log(0.25),
+        -0.05 * np.log(0.75) - 0.95 * np.log(0.25),
+    ]
+    np.testing.assert_allclose(loss, expected, rtol=TOLERANCE)
+
+
+def test_target_of_equation_9():
+    # The gradient with respect to the logits is p − q; at p uniform, q is read off.
+    num_classes, epsilon = 5, 0.1
+    gradient = jax.grad(
+        lambda x: losses.label_smoothed_cross_entropy(x, jnp.array([2])).sum()
+    )(jnp.zeros((1, num_classes)))
+    q = 1 / num_classes - gradient[0]
+    expected = np.full(num_classes, epsilon / num_classes)
+    expected[2] = 1 - (num_classes - 1) / num_classes * epsilon
+    np.testing.assert_allclose(q, expected, atol=1e-6)
+
+
+def test_cross_entropy_without_smoothing_is_minus_log_p():
+    logits, labels = _random_features(0)
+    loss = losses.label_smoothed_cross_entropy(logits, labels, epsilon=0.0)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        loss, -np.log(p[np.arange(len(labels)), labels]), rtol=TOLERANCE
+    )
+
+
+def test_cross_entropy_is_finite_for_huge_bfloat16_logits():
+    logits = jnp.array([[3e4, -3e4], [-3e4, 3e4]], jnp.bfloat16)
+    loss = losses.label_smoothed_cross_entropy(logits, jnp.array([0, 0]))
+    assert loss.dtype == jnp.float32
+    assert np.isfinite(loss).all()
+
+
+# --- batch_hard_triplet
+
+
+def test_batch_hard_triplet_of_hand_worked_numbers():
+    # On a line: identity 0 at 0 and 3, identity 1 at 4 and 4.5.
+    features = jnp.array([[0.0], [3.0], [4.0], [4.5]])
+    loss = losses.batch_hard_triplet(features, jnp.array([0, 0, 1, 1]), margin=0.3)
+    # anchor 0: 3 − 4 < −0.3; anchor 1: 3 − 1 + 0.3; anchors 2, 3: 0.5 − 1 (1.5) < −0.3
+    np.testing.assert_allclose(loss, [0.0, 2.3, 0.0, 0.0], atol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_hard_triplet_equals_a_slow_loop(seed, margin):
+    features, pids = _random_features(seed)
+    expected = []
+    for a, pid in enumerate(pids):
+        distances = [float(np.linalg.norm(features[a] - f)) for f in features]
+        positive = max(d for i, d in enumerate(distances) if pids[i] == pid and i != a)
+        negative = min(d for i, d in enumerate(distances) if pids[i] != pid)
+        expected.append(max(margin + positive - negative, 0.0))
+    loss = jax.jit(losses.batch_hard_triplet, static_argnames="margin")(
+        features, pids, margin=margin
+    )
+    np.testing.assert_allclose(loss, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_anchor_without_positive_or_negative_has_no_loss():
+    features = jnp.array([[0.0], [1.0], [2.0]])
+    loss = losses.batch_hard_triplet
+    np.testing.assert_array_equal(loss(features, jnp.array([0, 1, 2])), 0.0)
+    np.testing.assert_array_equal(loss(features, jnp.array([0, 0, 0])), 0.0)
+
+
+@pytest.mark.parametrize("pids", [[0, 0, 1, 1], [0, 1, 2, 3], [0, 0, 0, 0]])
+def test_triplet_gradient_is_finite_where_all_features_are_equal(pids):
+    gradient = jax.grad(lambda f: losses.batch_hard_triplet(f, jnp.array(pids)).sum())(
+        jnp.ones((4, 3))
+    )
+    assert np.isfinite(gradient).all()
+
+
+# --- mean_absolute_error and feature_alignment
+
+
+def test_mean_absolute_error_of_hand_worked_numbers():
+    restored = jnp.zeros((2, 2, 2, 1))
+    originals = restored.at[0, 0, 0, 0].set(4.0).at[1].set(-0.5)
+    np.testing.assert_allclose(
+        losses.mean_absolute_error(restored, originals), [1.0, 0.5]
+    )
+
+
+def test_feature_alignment_adds_one_mean_per_feature():
+    high = [jnp.zeros((2, 4)), jnp.zeros((2, 2))]
+    low = [jnp.ones((2, 4)), jnp.array([[3.0, 1.0], [0.0, 0.0]])]
+    np.testing.assert_allclose(losses.feature_alignment(high, low), [3.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: losses.label_smoothed_cross_entropy(jnp.zeros((2, 3)), jnp.zeros(3)),
+        lambda: losses.batch_hard_triplet(jnp.zeros((2, 3)), jnp.zeros(3)),
+        lambda: losses.mean_absolute_error(jnp.zeros((2, 3)), jnp.zeros((2, 1))),
+        lambda: losses.feature_alignment([jnp.zeros((2, 3))], []),
+        lambda: losses.feature_alignment([], []),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(call):
+    with pytest.raises(ValueError, match=r"expected .* found"):
+        call()

@@ -1,0 +1,257 @@
+"""PS-HRNet: equations, full-size counts, and which part gets a gradient when."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossres_jax import losses, methods
+from crossres_jax.methods import ps_hrnet
+from crossres_jax.training.state import merge, split
+
+NUM_CLASSES = 3
+NARROW = {
+    "width": 4,
+    "stem_width": 4,
+    "num_stem_blocks": 1,
+    "num_modules": (1, 1, 1),
+    "num_blocks": 1,
+    "planes": 2,
+    "feature_size": 8,
+    "vdsr_channels": 4,
+    "vdsr_depth": 3,
+}
+
+
+def _build(**options):
+    return ps_hrnet.build(NUM_CLASSES, **(NARROW | options))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    hr = rng.uniform(size=(6, 64, 32, 3)).astype(np.float32)
+    return {
+        "lr": np.clip(hr + rng.normal(size=hr.shape) * 0.1, 0, 1).astype(np.float32),
+        "hr": hr,
+        "has_hr": np.ones(6, bool),
+        "label": np.repeat(np.arange(3), 2).astype(np.int32),
+        "resolution": np.ones(6, np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def variables(batch):
+    return jax.jit(_build().init)(jax.random.key(0), batch)
+
+
+def _loss_and_gradient(method, phase, variables, batch):
+    phase = method.phases[phase]
+    trained, frozen = split(variables["params"], phase.trains)
+
+    def loss(trained):
+        output = phase.loss(
+            merge(trained, frozen),
+            variables["batch_stats"],
+            batch,
+            jax.random.key(1),
+        )
+        return output.loss, output
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)
+
+
+def test_full_size_counts():
+    method = methods.load("ps_hrnet")(751)
+    images = jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32)
+    variables = jax.eval_shape(
+        method.init, jax.random.key(0), {"lr": images, "hr": images}
+    )
+    counts = {
+        name: sum(x.size for x in jax.tree.leaves(component))
+        for name, component in variables["params"].items()
+    }
+    assert counts == {"h": 34_414_383, "l": 34_414_383, "restorer": 677_448}
+    features = jax.eval_shape(
+        lambda v, x: method.embed(v, x, role="query", resolution=jnp.ones(2)),
+        variables,
+        images,
+    )
+    assert features.shape == (2, 6656)  # Seq(5) and ℓ_f
+
+
+def test_sequences_have_the_lengths_of_section_4c():
+    network = ps_hrnet.HRNetReID(751, body=ps_hrnet.HRNet())
+    outputs = jax.eval_shape(
+        lambda rng, x: network.init_with_output(rng, x, train=False)[0],
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32),
+    )
+    assert [s.shape[1] for s in outputs.seqs] == [2048, 1024, 2048, 1024, 6144]
+    assert outputs.features.shape == (2, 512)
+    assert outputs.logits.shape == (2, 751)
+
+
+def test_equation_6_of_hand_worked_numbers():
+    # A 4 × 2 map in a 2 × 2 grid: every cell is a column of two values.
+    x = jnp.array([[1.0, 5.0], [3.0, 5.0], [0.0, -1.0], [0.0, -3.0]])[None, :, :, None]
+    seq = ps_hrnet.serialize(x, grid=2, weight=0.5)
+    # means 2, 5, 0, −2; half the maxima 1.5, 2.5, 0, −0.5
+    np.testing.assert_allclose(seq, [[3.5, 7.5, 0.0, -2.5]])
+
+
+def _representation(seed, labels=6):
+    keys = jax.random.split(jax.random.key(seed), 7)
+    seqs = [jax.random.normal(k, (labels, 4 + i)) for i, k in enumerate(keys[:5])]
+    return ps_hrnet.Representation(
+        tuple(seqs),
+        jax.random.normal(keys[5], (labels, 8)),
+        jax.random.normal(keys[6], (labels, NUM_CLASSES)),
+    )
+
+
+def test_equation_10_adds_five_triplets_to_the_cross_entropy():
+    outputs, labels = _representation(0), jnp.array([0, 0, 1, 1, 2, 2])
+    cross_entropy = losses.label_smoothed_cross_entropy(outputs.logits, labels)
+    triplets = [losses.batch_hard_triplet(s, labels, margin=0.1) for s in outputs.seqs]
+    np.testing.assert_allclose(
+        ps_hrnet.identity_loss(outputs, labels),
+        1.15 * cross_entropy + 0.2 * sum(triplets),
+        rtol=1e-6,
+    )
+
+
+def test_equation_11_sums_the_means_of_the_chosen_set():
+    high, low = _representation(0), _representation(1)
+
+    def mean(a, b):
+        return np.abs(np.asarray(a) - np.asarray(b)).mean(axis=1)
+
+    four = sum(mean(high.seqs[i], low.seqs[i]) for i in (0, 3, 4))
+    four = four + mean(high.logits, low.logits)
+    np.testing.assert_allclose(ps_hrnet.pseudo_siamese_loss(high, low), four, rtol=1e-5)
+    six = four + sum(mean(high.seqs[i], low.seqs[i]) for i in (1, 2))
+    np.testing.assert_allclose(
+        ps_hrnet.pseudo_siamese_loss(high, low, chosen=ps_hrnet.FEATURES),
+        six,
+        rtol=1e-5,
+    )
+
+
+def test_equation_11_gives_the_teacher_no_gradient():
+    high, low = _representation(0), _representation(1)
+    teacher, student = jax.grad(
+        lambda h, l: ps_hrnet.pseudo_siamese_loss(h, l).sum(),  # noqa: E741
+        argnums=(0, 1),
+    )(high, low)
+    assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(teacher))
+    assert float(jnp.abs(student.seqs[0]).max()) > 0
+
+
+def test_equation_12():
+    assert ps_hrnet.total_loss(1.0, 2.0, 4.0) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("supervision", "phases", "components", "restores"),
+    [
+        ("hr", ["h"], {"h"}, False),
+        ("id", ["l"], {"l"}, False),
+        ("id_sr", ["l"], {"l", "restorer"}, True),
+        ("id_sr_ps", ["h", "l"], {"h", "l", "restorer"}, True),
+    ],
+)
+def test_rows_of_table_2(batch, supervision, phases, components, restores):
+    method = _build(supervision=supervision)
+    assert [phase.name for phase in method.phases] == phases
+    assert (method.restore is not None) == restores
+    shapes = jax.eval_shape(method.init, jax.random.key(0), batch)
+    assert set(shapes["params"]) == components
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_every_trained_parameter_gets_a_finite_gradient(batch, variables, phase):
+    (loss, output), gradients = _loss_and_gradient(_build(), phase, variables, batch)
+    assert set(gradients) == ({"h"}, {"l", "restorer"})[phase]
+    assert np.isfinite(loss)
+    largest = jax.tree_util.tree_map_with_path(
+        lambda path, g: (jax.tree_util.keystr(path), float(jnp.abs(g).max())), gradients
+    )
+    for path, value in jax.tree.leaves(largest, is_leaf=lambda x: isinstance(x, tuple)):
+        assert np.isfinite(value), path
+        assert value > 0, path
+    assert set(output.batch_stats) == {"h", "l"}
+
+
+def test_phase_2_leaves_the_statistics_of_h_alone(batch, variables):
+    (_, output), _ = _loss_and_gradient(_build(), 1, variables, batch)
+    before, after = variables["batch_stats"], output.batch_stats
+    jax.tree.map(np.testing.assert_array_equal, before["h"], after["h"])
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before["l"], after["l"])
+    assert all(jax.tree.leaves(changed))
+
+
+def test_pairs_without_an_original_enter_neither_sr_nor_ps(batch, variables):
+    method = _build()
+    mask = np.array([True, True, False, True, True, True])
+    other = batch["hr"].copy()
+    other[2] = 0.5
+    masked = batch | {"has_hr": mask}
+    (one, a), _ = _loss_and_gradient(method, 1, variables, masked)
+    (two, _), _ = _loss_and_gradient(method, 1, variables, masked | {"hr": other})
+    np.testing.assert_array_equal(one, two)
+    (all_pairs, _), _ = _loss_and_gradient(method, 1, variables, batch)
+    assert one != all_pairs
+    none = batch | {"has_hr": np.zeros(6, bool)}
+    (_, without), _ = _loss_and_gradient(method, 1, variables, none)
+    assert without.scalars["loss_sr"] == without.scalars["loss_ps"] == 0
+    assert a.scalars["loss_sr"] > 0
+
+
+def test_embedding_is_a_unit_vector_that_ignores_mirroring(batch, variables):
+    method = _build()
+    embed = jax.jit(
+        lambda v, x: method.embed(v, x, role="query", resolution=jnp.ones(6))
+    )
+    features = embed(variables, batch["lr"])
+    assert features.shape == (6, (4 * 4 * 8 + 2 * 2 * 16 + 2 * 2 * 32 + 64) + 8)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, rtol=1e-5)
+    mirrored = embed(variables, batch["lr"][:, :, ::-1])
+    np.testing.assert_allclose(features, mirrored, atol=1e-6)
+    assert float(method.distance(features, features)[0, 0]) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_restored_images_are_pixels(batch, variables):
+    restored = jax.jit(_build().restore)(variables, batch["lr"])
+    assert restored.shape == batch["lr"].shape
+    assert float(restored.min()) >= 0
+    assert float(restored.max()) <= 1
+
+
+@pytest.mark.parametrize("option", [{"remat": True}, {"dtype": "bfloat16"}])
+def test_remat_and_bfloat16_change_how_not_what(batch, variables, option):
+    (plain, _), one = _loss_and_gradient(_build(), 1, variables, batch)
+    (other, _), two = _loss_and_gradient(_build(**option), 1, variables, batch)
+    # bfloat16 has 8 bits of mantissa, and a dozen layers add their rounding.
+    tolerance = 1e-4 if "remat" in option else 5e-2
+    np.testing.assert_allclose(plain, other, rtol=tolerance)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), two
+    )
+
+
+def test_bfloat16_reaches_the_convolutions(batch, variables):
+    method = _build(dtype="bfloat16")
+    text = str(jax.make_jaxpr(method.restore)(variables, batch["lr"]))
+    assert "bf16" in text
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"supervision": "sr"}, {"dtype": "float16"}, {"ps_set": ("seq6",)}],
+)
+def test_unknown_options_are_named(option):
+    with pytest.raises(ValueError, match=r"no \w+ '\w+'; expected one of"):
+        _build(**option)

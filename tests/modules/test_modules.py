@@ -1,0 +1,135 @@
+"""Shapes and parameter counts at full size; the convolution in all its forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossres_jax.modules import conv
+from crossres_jax.modules.attention import ChannelAttention
+from crossres_jax.modules.hrnet import HRNet, HRNetClassifier, upsample_nearest
+from crossres_jax.modules.vdsr import VDSR
+
+FULL_SIZE = jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32)
+
+
+def _count(module, **kwargs):
+    variables = jax.eval_shape(
+        lambda rng, x: module.init(rng, x, **kwargs), jax.random.key(0), FULL_SIZE
+    )
+    return sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+def _outputs(module, images=FULL_SIZE, **kwargs):
+    return jax.eval_shape(
+        lambda rng, x: module.init_with_output(rng, x, **kwargs)[0],
+        jax.random.key(0),
+        images,
+    )
+
+
+def test_vdsr_counts():
+    assert _count(VDSR()) == 677_448  # VDSR-CA, 4 squeeze channels
+    assert _count(VDSR(squeeze=16)) == 705_312  # the ratio r = 4 read literally
+    assert _count(VDSR(squeeze=0)) == 667_008  # VDSR on RGB
+
+
+def test_hrnet_w32_c_count():
+    assert _count(HRNetClassifier(), train=False) == 41_232_680
+    assert _outputs(HRNetClassifier(), train=False).shape == (2, 1000)
+
+
+def test_hrnet_branches_keep_their_resolutions():
+    shapes = [x.shape for x in _outputs(HRNet(), train=True)]
+    assert shapes == [(2, 64 >> i, 32 >> i, 32 << i) for i in range(4)]
+
+
+def test_hrnet_refuses_a_size_that_its_lowest_branch_cannot_halve():
+    images = jax.ShapeDtypeStruct((1, 96, 48, 3), jnp.float32)
+    with pytest.raises(ValueError, match=r"multiples of 32, found 96×48"):
+        _outputs(HRNet(), images, train=False)
+
+
+def test_vdsr_returns_its_input_when_it_starts_as_identity():
+    images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    module = VDSR(8, depth=4, start_as_identity=True)
+    restored, variables = module.init_with_output(jax.random.key(0), images)
+    np.testing.assert_array_equal(restored, images)
+    # … and still learns: the last layer sees a signal.
+    gradient = jax.grad(lambda v: jnp.abs(module.apply(v, images) - 1).sum())(variables)
+    assert float(jnp.abs(gradient["params"]["conv3"]["kernel"]).max()) > 0
+
+
+def test_vdsr_gates_halve_the_signal_of_every_middle_layer():
+    # With closed-over zeros in the attention every gate is exactly 1/2, so a network
+    # with n middle layers predicts 2⁻ⁿ of the residual without attention.
+    images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    variables = VDSR(8, depth=5).init(jax.random.key(0), images)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if "attention" in str(path) else x, variables["params"]
+    )
+    plain = {
+        name: {"conv": layer["conv"]} if "conv" in layer else layer
+        for name, layer in params.items()
+    }
+    gated = VDSR(8, depth=5).apply({"params": params}, images) - images
+    ungated = VDSR(8, depth=5, squeeze=0).apply({"params": plain}, images) - images
+    np.testing.assert_allclose(gated, ungated / 2**3, rtol=1e-4, atol=1e-6)
+
+
+def test_channel_attention_scales_whole_channels():
+    x = jnp.ones((1, 2, 2, 8)) * jnp.arange(1.0, 9.0)
+    module = ChannelAttention(squeeze=4)
+    y = module.init_with_output(jax.random.key(0), x)[0] / x
+    assert ((y > 0) & (y < 1)).all()
+    np.testing.assert_allclose(y, jnp.broadcast_to(y[:, :1, :1], y.shape), rtol=1e-6)
+
+
+def test_upsample_nearest_repeats_pixels():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    np.testing.assert_array_equal(upsample_nearest(x, 2)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "strides", "groups", "channels", "features"),
+    [
+        (1, 1, 1, 6, 4),
+        (1, 2, 1, 6, 4),
+        (3, 1, 1, 6, 4),
+        (3, 2, 1, 6, 4),
+        (3, 1, 6, 6, 6),
+        (3, 2, 6, 6, 6),
+        (3, 1, 2, 6, 4),
+        (5, 1, 6, 6, 6),
+    ],
+)
+def test_convolution_is_the_same_on_every_back_end(
+    monkeypatch, kernel_size, strides, groups, channels, features
+):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 6, channels))
+    module = conv.Conv(features, kernel_size, strides, groups, use_bias=True)
+    variables = module.init(jax.random.key(1), x)
+
+    def value_and_gradient():
+        return jax.value_and_grad(
+            lambda v, x: jnp.sin(module.apply(v, x)).sum(), argnums=(0, 1)
+        )(variables, x)
+
+    on_cpu = value_and_gradient()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    on_gpu = value_and_gradient()  # the same variables: the parameters are shared
+    # Float32 sums of at most 25 · 6 products in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        on_cpu,
+        on_gpu,
+    )
+
+
+def test_strided_convolution_pads_like_pytorch():
+    # A kernel that picks its centre reads pixels 0, 2, 4, …; 'SAME' would read 1, 3, …
+    x = jnp.arange(8.0).reshape(1, 8, 1, 1)
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    y = conv.Conv(1, strides=2).apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_array_equal(y[0, :, 0, 0], [0, 2, 4, 6])
