@@ -109,8 +109,56 @@ def train_batches(data, *, seed, start_step, num_steps) -> Iterator[Batch]:
     Raises:
       ValueError: naming the image, if one cannot be read.
     """
-    config = data.config
     images = data.plan.train
+    for batch in _iterate(_train_dataset(data, images, seed, start_step, num_steps)):
+        yield _describe(batch, images) | {"label": images.label[batch["index"]]}
+
+
+def eval_batches(data, side) -> Iterator[Batch]:
+    """All images of one test side, in order and without augmentation.
+
+    Args:
+      data: from `open_data`.
+      side: "query" or "gallery".
+
+    Yields:
+      Dicts as from `train_batches`, of exactly `eval_batch_size` rows, with pid: (B,)
+      int64 in place of `label`, `index` for the rows of `data.plan.query` or `.gallery`
+      and valid: (B,) bool, False in the last batch where the last image is repeated to
+      fill it.
+
+    Raises:
+      ValueError: naming the image, if one cannot be read.
+    """
+    images = getattr(data.plan, side)
+    num_images, batch_size = len(images.pid), data.config.eval_batch_size
+    rows = np.arange(-(-num_images // batch_size) * batch_size)
+    batches = _plain_batches(data, images, np.minimum(rows, num_images - 1), batch_size)
+    valid = (rows < num_images).reshape(-1, batch_size)
+    for batch, valid_rows in zip(batches, valid, strict=True):
+        yield batch | {"valid": valid_rows}
+
+
+def load_images(data, side, rows) -> Batch:
+    """Some images of one test side, as one batch of `eval_batches` without `valid`.
+
+    Args:
+      data: from `open_data`.
+      side: "query" or "gallery".
+      rows: (N,) int rows of `data.plan.query` or `.gallery`.
+    """
+    rows = np.asarray(rows)
+    return next(_plain_batches(data, getattr(data.plan, side), rows, len(rows)))
+
+
+def _plain_batches(data, images, rows, batch_size):
+    """Batches of the given rows of `images`, without augmentation."""
+    for batch in _iterate(_plain_dataset(data, images, rows, batch_size)):
+        yield _describe(batch, images) | {"pid": images.pid[batch["index"]]}
+
+
+def _train_dataset(data, images, seed, start_step, num_steps):
+    config = data.config
     batch_size = config.num_ids * config.num_instances
 
     def plan_step(step):
@@ -147,7 +195,7 @@ def train_batches(data, *, seed, start_step, num_steps) -> Iterator[Batch]:
             "index": row["index"],
         }
 
-    dataset = (
+    return (
         tf.data.Dataset.range(start_step, start_step + num_steps)
         .map(plan_slots)
         .unbatch()
@@ -155,51 +203,25 @@ def train_batches(data, *, seed, start_step, num_steps) -> Iterator[Batch]:
         .batch(batch_size, drop_remainder=True)
         .prefetch(2)
     )
-    for batch in _iterate(dataset):
-        yield _describe(batch, images) | {"label": images.label[batch["index"]]}
 
 
-def eval_batches(data, side) -> Iterator[Batch]:
-    """All images of one test side, in order and without augmentation.
-
-    Args:
-      data: from `open_data`.
-      side: "query" or "gallery".
-
-    Yields:
-      Dicts as from `train_batches`, of exactly `eval_batch_size` rows, with pid: (B,)
-      int64 in place of `label`, `index` for the rows of `data.plan.query` or `.gallery`
-      and valid: (B,) bool, False in the last batch where the last image is repeated to
-      fill it.
-
-    Raises:
-      ValueError: naming the image, if one cannot be read.
-    """
-    images = {"query": data.plan.query, "gallery": data.plan.gallery}[side]
-    num_images = len(images.pid)
-    batch_size = data.config.eval_batch_size
-    num_batches = -(-num_images // batch_size)
-
+def _plain_dataset(data, images, rows, batch_size):
     def load_pair(row):
-        index = tf.minimum(row, num_images - 1)
-        scale = tf.gather(images.scale, index)
-        pair = _pair(_load(data, images, index), scale, data)  # (2, H, W, 3)
+        scale = tf.gather(images.scale, row)
+        pair = _pair(_load(data, images, row), scale, data)  # (2, H, W, 3)
         return {
             "lr": pair[0],
             "hr": pair[1],
             "scale": scale,
-            "index": tf.cast(index, tf.int32),
-            "valid": row < num_images,
+            "index": tf.cast(row, tf.int32),
         }
 
-    dataset = (
-        tf.data.Dataset.range(num_batches * batch_size)
+    return (
+        tf.data.Dataset.from_tensor_slices(rows)
         .map(load_pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size)
         .prefetch(2)
     )
-    for batch in _iterate(dataset):
-        yield _describe(batch, images) | {"pid": images.pid[batch["index"]]}
 
 
 def _find_protocol(config):

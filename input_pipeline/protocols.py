@@ -106,7 +106,8 @@ def make_plan(protocol, index):
       A `Plan`; the images of each side are in the order of the records.
 
     Raises:
-      ValueError: if the data set has too few identities or the kernel is unknown.
+      ValueError: if the data set has too few identities, a test identity without an
+        image on either side, or the kernel is unknown.
     """
     if protocol.kernel not in KERNELS:
         raise ValueError(
@@ -151,13 +152,25 @@ def make_plan(protocol, index):
             has_hr=np.full(len(record), True),
         )
 
-    return Plan(
+    plan = Plan(
         protocol=protocol,
         train=images(in_train),
         query=images(in_test & in_lr_camera),
         gallery=images(in_test & ~in_lr_camera),
         num_classes=len(train_pids),
     )
+    _check_every_identity(plan, test_pids)
+    return plan
+
+
+def _check_every_identity(plan, test_pids):
+    for side in ("query", "gallery"):
+        missing = np.setdiff1d(test_pids, getattr(plan, side).pid)
+        if len(missing):
+            raise ValueError(
+                f"Protocol {plan.protocol.name} needs an image of every test identity "
+                f"in {side}, found none of the identities {_some(missing.tolist())}."
+            )
 
 
 def check_disjoint(plan, sha256):

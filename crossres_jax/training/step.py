@@ -46,7 +46,7 @@ def make_train_step(phase: Phase, optimizer, mesh):
             return output.loss, output
 
         gradients, output = jax.grad(loss, has_aux=True)(trained)
-        gradient_norm = optax.global_norm(gradients)
+        gradient_norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         updated = optax.apply_updates(trained, updates)
 

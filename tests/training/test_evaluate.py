@@ -1,0 +1,103 @@
+"""Evaluation: features to scores, with an oracle that needs no network."""
+
+import numpy as np
+import pytest
+
+from crossres_jax.methods.contract import Method
+from crossres_jax.ops.distances import euclidean_distances
+from crossres_jax.training import evaluate
+from crossres_jax.training.sharding import make_mesh
+
+NUM_IDS, BATCH = 10, 4
+
+
+def _embed(variables, images, *, role, resolution):
+    return images[:, 0, 0, :]  # a pixel is the feature
+
+
+METHOD = Method(
+    init=lambda rng, batch: {},
+    phases=(),
+    embed=_embed,
+    distance=euclidean_distances,
+    restore=lambda variables, images: images,
+)
+
+
+def _batches(pixels, pids, camid, scales):
+    """Batches of exactly four rows, the last one filled up with repeated rows."""
+    rows = np.arange(-(-len(pids) // BATCH) * BATCH)
+    for start in range(0, len(rows), BATCH):
+        row = np.minimum(rows[start : start + BATCH], len(pids) - 1)
+        images = np.broadcast_to(pixels[row, None, None], (BATCH, 16, 16, 3))
+        images = images.astype(np.float32)
+        yield {
+            "lr": images,
+            "hr": np.clip(images + 0.1, 0, 1),
+            "has_hr": np.ones(BATCH, bool),
+            "pid": pids[row],
+            "camid": np.full(BATCH, camid),
+            "scale": scales[row],
+            "resolution": (1 / scales[row]).astype(np.float32),
+            "valid": rows[start : start + BATCH] < len(pids),
+            "index": row,
+        }
+
+
+def _evaluate(noise, **options):
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0.1, 0.9, size=(NUM_IDS, 3))
+    pids = np.arange(NUM_IDS)
+    scales = np.array([2, 3, 4, 2, 3, 4, 2, 3, 4, 2])
+    wrong = pixels + noise * (scales == 4)[:, None] * rng.normal(size=pixels.shape)
+    gallery = np.repeat(np.arange(NUM_IDS), 2)
+    query_side, gallery_side = (
+        evaluate.embed_images(METHOD, {}, batches, make_mesh(), role=role)
+        for role, batches in (
+            ("query", _batches(wrong, pids, 0, scales)),
+            ("gallery", _batches(pixels[gallery], gallery, 1, np.ones(20, int))),
+        )
+    )
+    return evaluate.compare(METHOD, query_side, gallery_side, **options)
+
+
+def test_perfect_features_score_100_percent():
+    results = _evaluate(noise=0.0).results
+    assert results["rank1"] == results["mAP"] == results["mINP"] == 100
+    assert results["multi_shot"]["mAP"] == 100
+    assert results["num_queries"] == 10
+    assert results["num_gallery"] == 20
+    assert results["trials"] == {"count": 100, "rank1_std": 0, "mAP_std": 0}
+
+
+def test_scores_fall_only_at_the_scale_that_is_spoiled():
+    results = _evaluate(noise=3.0).results
+    by_scale = results["by_scale"]
+    assert by_scale["2"] == {"rank1": 100.0, "mAP": 100.0, "num_queries": 4}
+    assert by_scale["3"]["rank1"] == 100
+    assert by_scale["4"]["rank1"] < 50
+    assert results["rank1"] == pytest.approx(70 + 0.3 * by_scale["4"]["rank1"])
+
+
+def test_chunks_change_nothing():
+    whole, chunked = _evaluate(3.0), _evaluate(3.0, chunk_size=3)
+    assert whole.results == chunked.results
+    np.testing.assert_array_equal(whole.ranked, chunked.ranked)
+
+
+def test_ranked_lists_are_the_nearest_gallery_images():
+    evaluation = _evaluate(noise=0.0, num_shown=4, num_ranked=2)
+    np.testing.assert_array_equal(evaluation.shown, [0, 3, 6, 9])
+    np.testing.assert_array_equal(
+        evaluation.ranked, [[0, 1], [6, 7], [12, 13], [18, 19]]
+    )
+
+
+def test_psnr_of_a_constant_difference():
+    sr = _evaluate(noise=0.0).results["sr"]
+    assert sr["psnr"] == sr["psnr_bicubic"] == pytest.approx(20, abs=1e-3)  # 0.1² = 1%
+
+
+def test_an_empty_side_is_refused():
+    with pytest.raises(ValueError, match="images on the query side, found none"):
+        evaluate.embed_images(METHOD, {}, [], make_mesh(), role="query")

@@ -1,0 +1,194 @@
+"""The loop: resume, devices, frozen parts, non-finite losses, what it writes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossres_jax.methods.contract import LossOutput
+from crossres_jax.training.loop import NonFiniteLossError
+
+
+def _metrics(run):
+    lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _assert_equal(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_loss_falls_and_every_step_is_logged(run):
+    metrics = _metrics(run())
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in metrics] == [0, 0, 1, 1, 2, 2]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert {"phase", "loss", "accuracy", "gradient_norm", "skipped"} <= set(metrics[0])
+
+
+def test_the_same_seed_gives_the_same_parameters(run):
+    _assert_equal(run(folder="one").variables, run(folder="two").variables)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+def test_a_stopped_run_ends_like_an_unbroken_one(run, stop_at):
+    unbroken = run(folder="unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        run(folder="stopped", stop_at=stop_at)
+    resumed = run(folder="stopped")
+    assert resumed.seen[0] == (0, (stop_at - 1) // 2 * 2)  # the latest checkpoint
+    _assert_equal(unbroken.variables, resumed.variables)
+
+
+def test_a_finished_run_is_not_trained_again(run):
+    first = run()
+    again = run()
+    assert again.seen == []
+    _assert_equal(first.variables, again.variables)
+
+
+def test_four_devices_train_like_one(run):
+    # Batch normalisation and triplet mining see the global batch, so only the order of
+    # float32 sums differs; six steps of momentum amplify that to at most 1e-3.
+    one = run(folder="one", devices=jax.devices()[:1])
+    four = run(folder="four", devices=jax.devices()[:4])
+    assert len(jax.devices()) == 4
+    for a, b in zip(_metrics(one), _metrics(four), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        one.variables,
+        four.variables,
+    )
+
+
+def _two_phases(build):
+    """Two copies of the example: `a` is trained first, then frozen beside `b`."""
+    single = build(4, width=4, epochs=1)
+
+    def loss_of(name):
+        def loss(params, batch_stats, batch, rng):
+            output = single.phases[0].loss(
+                {"net": params[name]}, {"net": batch_stats[name]}, batch, rng
+            )
+            statistics = {**batch_stats, name: output.batch_stats["net"]}
+            return LossOutput(output.loss, statistics, output.scalars)
+
+        return loss
+
+    def init(rng, batch):
+        copies = zip("ab", jax.random.split(rng), strict=True)
+        nets = {name: single.init(key, batch) for name, key in copies}
+        return {
+            kind: {name: net[kind]["net"] for name, net in nets.items()}
+            for kind in ("params", "batch_stats")
+        }
+
+    def phase(name, **options):
+        return dataclasses.replace(
+            single.phases[0],
+            name=name,
+            trains=name,
+            loss=loss_of(name),
+            optimizer=dataclasses.replace(
+                single.phases[0].optimizer, learning_rates={name: 0.05}
+            ),
+            **options,
+        )
+
+    return dataclasses.replace(
+        single, init=init, phases=(phase("a"), phase("b", starts_from={"b": "a"}))
+    )
+
+
+def test_a_later_phase_leaves_frozen_components_alone(run, build):
+    method = _two_phases(build)
+    only_a = dataclasses.replace(method, phases=method.phases[:1])
+    after_a = run(only_a, folder="a").variables
+    after_b = run(method, folder="ab").variables
+    for kind in ("params", "batch_stats"):
+        _assert_equal(after_a[kind]["a"], after_b[kind]["a"])
+        changed = jax.tree.map(
+            lambda x, y: bool((x != y).any()), after_a[kind]["b"], after_b[kind]["b"]
+        )
+        assert all(jax.tree.leaves(changed))
+
+
+def test_a_component_starts_from_another(run, build):
+    method = _two_phases(build)
+    idle = dataclasses.replace(
+        method.phases[1].optimizer, learning_rates={"b": 0.0}, weight_decay=0.0
+    )
+    still = dataclasses.replace(method.phases[1], optimizer=idle)
+    method = dataclasses.replace(method, phases=(method.phases[0], still))
+    params = run(method).variables["params"]
+    _assert_equal(params["a"], params["b"])
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
+def test_a_run_of_two_phases_resumes_in_the_right_one(run, build, stop_at):
+    unbroken = run(_two_phases(build), folder="unbroken", checkpoint_every_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            _two_phases(build),
+            folder="stopped",
+            checkpoint_every_steps=1,
+            stop_at=stop_at,
+        )
+    resumed = run(_two_phases(build), folder="stopped", checkpoint_every_steps=1)
+    assert resumed.seen == [(0, 0), (0, 1), (1, 0), (1, 1)][stop_at - 1 :]
+    _assert_equal(unbroken.variables, resumed.variables)
+
+
+@pytest.fixture
+def spoiled(batch_of):
+    """A function that gives batches with a NaN at the given steps."""
+
+    def spoiled(*steps):
+        def batch(seed, step):
+            batch = batch_of(seed, step)
+            if step in steps:
+                batch["lr"][0, 0, 0, 0] = np.nan
+            return batch
+
+        return batch
+
+    return spoiled
+
+
+def test_a_non_finite_loss_skips_the_update_and_counts(run, spoiled):
+    result = run(batch=spoiled(2, 4))
+    metrics = _metrics(result)
+    assert [line["skipped"] for line in metrics] == [0, 0, 1, 1, 2, 2]
+    assert [line["skipped_in_a_row"] for line in metrics] == [0, 0, 1, 0, 1, 0]
+    assert metrics[2]["loss"] is None  # JSON has no NaN
+    finite = jax.tree.map(lambda x: bool(jnp.isfinite(x).all()), result.variables)
+    assert all(jax.tree.leaves(finite))
+
+
+def test_a_skipped_step_changes_nothing(run, build, spoiled):
+    two_steps = run(build(4, width=4, epochs=1), folder="two")
+    four_skipped = run(
+        build(4, width=4, epochs=3),
+        folder="six",
+        batch=spoiled(2, 3, 4, 5),
+        max_skipped_in_a_row=4,
+    )
+    _assert_equal(two_steps.variables, four_skipped.variables)
+
+
+def test_too_many_in_a_row_stop_the_run_with_the_images_names(run, spoiled):
+    with pytest.raises(NonFiniteLossError, match=r"step 5: 3 steps.*image32, image33"):
+        run(batch=spoiled(2, 3, 4))
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_the_differences(run, build):
+    run()
+    with pytest.raises(ValueError, match=r"conv0/kernel: expected .* found") as error:
+        run(build(4, width=8, epochs=3))
+    assert "params/net/classifier/kernel: expected (32, 4), found (16, 4)" in str(
+        error.value
+    )
