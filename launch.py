@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from crossres_jax import methods
@@ -54,12 +54,11 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
     method_options = config.method.to_dict()
     name = method_options.pop("name")
     method = methods.load(name)(data.num_classes, **method_options)
-    settings = Settings(**config.train)
-    write_json(workdir / "manifest.json", data.manifest)
-    announce(config, data, mesh, workdir)
-
-    checkpoints = Checkpoints(workdir / "checkpoints")
     total = sum(phase.epochs for phase in method.phases) * data.steps_per_epoch
+
+    begin(workdir, config, data.manifest)
+    announce(config, data, mesh, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints")
     if mode == "evaluate" and checkpoints.latest_step() != total:
         raise ValueError(
             f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
@@ -83,7 +82,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
         mesh=mesh,
         checkpoints=checkpoints,
         writer=MetricsWriter(workdir / "metrics.jsonl"),
-        settings=settings,
+        settings=Settings(**config.train),
     )
     checkpoints.close()
 
@@ -117,43 +116,52 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
 
 def main(_):
     """Resolves config and workdir, then runs; foreseen errors end in one message."""
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
     jax.config.update("jax_compilation_cache_dir", compilation_cache())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
-        config, workdir = resolve(CONFIG.value, WORKDIR.value)
+        config, workdir = resolve(CONFIG.value, WORKDIR.value, MODE.value)
         results = run(config, workdir, MODE.value)
-    except (ValueError, FileNotFoundError, NonFiniteLossError) as error:
+    except (ValueError, OSError, NonFiniteLossError) as error:
         sys.exit(f"launch.py: {error}")
     summarize(results, workdir)
 
 
-def resolve(config: ConfigDict | None, workdir: str) -> tuple[ConfigDict, Path]:
-    """The config and the folder of the run; the run's own `config.json` must agree."""
+def resolve(config: ConfigDict | None, workdir: str, mode: str):
+    """The config and the folder of the run; a run's own `config.json` must agree."""
     if config is None and not workdir:
         raise ValueError("give --config=configs/METHOD.py, or the --workdir of a run.")
     workdir = Path(workdir or Path("runs", default_name()))
-    stored_path = workdir / "config.json"
-    if stored_path.exists():
-        stored = json.loads(stored_path.read_text())["config"]
-        wanted = stored if config is None else json.loads(config.to_json())
-        if differences := list(differing(stored, wanted)):
+    wanted = config and json.loads(config.to_json())
+    if (workdir / "config.json").exists():
+        stored = json.loads((workdir / "config.json").read_text())["config"]
+        if differences := list(differing(stored, wanted or stored)):
             raise ValueError(
                 f"{workdir} holds a run of another config:\n  "
                 + "\n  ".join(differences)
                 + "\nNothing was changed. Choose another --workdir, or give the run's "
                 "own config."
             )
-        return ConfigDict(stored, convert_dict=True), workdir
-    if config is None:
-        raise ValueError(f"{workdir} holds no run (no config.json); give --config too.")
+        return ConfigDict(stored), workdir
+    if not wanted or mode == "evaluate":
+        raise ValueError(
+            f"{workdir} holds no run (no config.json), and "
+            + ("--mode=evaluate needs a finished run." if wanted else "no --config.")
+        )
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(
             f"{workdir} is not empty and holds no run; choose another --workdir."
         )
+    return ConfigDict(wanted), workdir
+
+
+def begin(workdir, config, manifest):
+    """Makes the folder of a run, with its config and manifest."""
     workdir.mkdir(parents=True, exist_ok=True)
-    config = json.loads(config.to_json())
-    write_json(stored_path, {"config": config, **circumstances()})
-    return ConfigDict(config), workdir
+    if not (workdir / "config.json").exists():
+        content = {"config": json.loads(config.to_json()), **circumstances()}
+        write_json(workdir / "config.json", content)
+    write_json(workdir / "manifest.json", manifest)
 
 
 def differing(stored, wanted, path="config"):
@@ -228,8 +236,13 @@ def parse_flags(argv):
     """absl's parser, but a mistyped option ends in one line instead of a traceback."""
     try:
         return FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        sys.exit(f"launch.py: {' '.join(str(e).split())}")
+    except flags.Error as error:
+        message = str(error).strip()
+        if "Traceback" in message:  # of an error in the config file: its last line
+            message = message.splitlines()[-1].partition(": ")[2]
+    except (AttributeError, KeyError, TypeError) as error:
+        message = f"unknown config option {' '.join(str(error.args[0]).split())}"
+    sys.exit(f"launch.py: {message}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""PS-HRNet: Deep High-Resolution Pseudo-Siamese Framework for Cross-Resolution Re-ID.
+"""PS-HRNet: a high-resolution pseudo-siamese framework.
 
-Zhang, Ge, Dong, Wang, Zheng, Chen, arXiv:2105.11722. Equations and sections below are
-the paper's. Departures, and what the released code does differently, are listed in
-docs/methods.md.
+Zhang, Ge, Dong, Wang, Zheng, Chen: Deep High-Resolution Representation Learning for
+Cross-Resolution Person Re-identification, arXiv:2105.11722. Equations and sections
+below are the paper's; departures, and what the released code does differently, are
+listed in docs/methods.md.
 
 Three components: `h` and `l` are two HRNet-ReID of the same shape, for HR and for
 restored LR images, and `restorer` is VDSR-CA. Phase 1 trains h on HR images; phase 2

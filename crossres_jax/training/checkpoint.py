@@ -1,13 +1,10 @@
 """Checkpoints of a run: the only file that imports Orbax."""
 
-import logging
 import os
 from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
-
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file it writes
 
 
 class Checkpoints:

@@ -60,6 +60,23 @@ def test_vdsr_returns_its_input_when_it_starts_as_identity():
     assert float(jnp.abs(gradient["params"]["conv3"]["kernel"]).max()) > 0
 
 
+@pytest.mark.parametrize("squeeze", [0, 2])
+def test_vdsr_learns_the_same_when_layers_are_recomputed(squeeze):
+    images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    stored, recomputed = (VDSR(4, 4, squeeze, remat=remat) for remat in (False, True))
+    variables = stored.init(jax.random.key(0), images)
+
+    def gradient(module):
+        return jax.grad(lambda v: jnp.abs(module.apply(v, images) - 1).sum())(variables)
+
+    # The same sums, perhaps fused in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        gradient(stored),
+        gradient(recomputed),
+    )
+
+
 def test_vdsr_gates_halve_the_signal_of_every_middle_layer():
     # With closed-over zeros in the attention every gate is exactly 1/2, so a network
     # with n middle layers predicts 2⁻ⁿ of the residual without attention.

@@ -1,0 +1,94 @@
+"""Every config builds at its full size, and holds the paper's numbers."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from crossres_jax import methods
+from crossres_jax.training.optimizer import make_optimizer
+from crossres_jax.training.state import split
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+
+
+def _config(name, arg):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def _build(config, num_classes=316):
+    options = config.method.to_dict()
+    return methods.load(options.pop("name"))(num_classes, **options)
+
+
+def _batch_shapes(config):
+    batch = config.data.num_ids * config.data.num_instances
+    images = jax.ShapeDtypeStruct((batch, *config.data.image_size, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    mask = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    return {"lr": images, "hr": images, "has_hr": mask, "label": labels}
+
+
+@pytest.mark.parametrize(
+    "arg",
+    ["", "id", "id_sr", "hr", "mlr_viper", "mlr_viper,narrow", "mlr_viper,released"],
+)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_phase_builds_at_the_configs_size(name, arg):
+    config = _config(name, arg)
+    method, batch = _build(config), _batch_shapes(config)
+    variables = jax.eval_shape(method.init, jax.random.key(0), batch)
+    for phase in method.phases:
+        output = jax.eval_shape(
+            phase.loss,
+            variables["params"],
+            variables["batch_stats"],
+            batch,
+            jax.random.key(1),
+        )
+        assert output.loss.shape == ()
+        trained, _ = split(variables["params"], phase.trains)
+        jax.eval_shape(make_optimizer(phase.optimizer, 10).init, trained)
+    features = jax.eval_shape(
+        lambda v, x: method.embed(v, x, role="query", resolution=jnp.ones(len(x))),
+        variables,
+        batch["lr"],
+    )
+    distances = jax.eval_shape(method.distance, features, features)
+    assert distances.shape == 2 * batch["label"].shape
+
+
+def test_the_papers_numbers_of_section_4c():
+    config = _config("ps_hrnet", "mlr_viper")
+    assert config.data.image_size == (256, 128)
+    assert (config.data.num_ids, config.data.num_instances) == (4, 6)
+    method = _build(config)
+    assert [phase.epochs for phase in method.phases] == [70, 70]
+    optimizer = method.phases[1].optimizer
+    assert optimizer.learning_rates == {"l": 8.5e-3, "restorer": 8.5e-4}
+    assert optimizer.weight_decay == 5e-4
+    assert (optimizer.decay_epochs, optimizer.decay_factor) == (30, 0.1)
+    m = config.method
+    assert (m.margin, m.lambda_ce, m.lambda_bh) == (0.1, 1.15, 0.2)
+    assert (m.lambda_sr, m.lambda_ps) == (0.5, 0.5)
+    assert m.ps_set == ("seq1", "seq4", "seq5", "logits")
+
+
+def test_the_released_code_as_an_option():
+    config = _config("ps_hrnet", "mlr_viper,released")
+    assert config.method.margin == 0.3
+    assert len(config.method.ps_set) == 6
+    assert (config.data.num_ids, config.data.num_instances) == (6, 4)
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(ValueError, match=r"unknown config option big; expected"):
+        _config("ps_hrnet", "mlr_viper,big")
+
+
+def test_a_missing_method_is_refused_with_the_known_names():
+    with pytest.raises(ValueError, match=r"no method named 'hrnet'.*ps_hrnet"):
+        methods.load("hrnet")

@@ -1,0 +1,149 @@
+"""The real command: a run, its files, its second start, and every kind of bad input."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The two files of docs/sixth_method.md, on data that are built in a second."""
+    folder = tmp_path_factory.mktemp("sixth")
+    text = (ROOT / "docs" / "sixth_method.md").read_text()
+    method, config = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (folder / "sixth").mkdir()
+    (folder / "sixth" / "__init__.py").touch()
+    (folder / "sixth" / "pixel_net.py").write_text(method)
+    config = config.replace('"pixel_net"', '"sixth.pixel_net"')
+    (folder / "pixel_net.py").write_text(config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launch(folder):
+    """A function that runs launch.py in `folder` and returns the finished process."""
+
+    def launch(*arguments):
+        return subprocess.run(
+            [sys.executable, ROOT / "launch.py", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    """The flags of a quick run."""
+    return (
+        "--config=pixel_net.py:mlr_pedestrians_tiny",
+        f"--config.data.cache_dir={folder / 'cache'}",
+        "--config.data.image_size=(32, 16)",
+        "--config.data.num_ids=4",
+        "--config.data.num_instances=2",
+        "--config.data.eval_batch_size=8",
+        "--config.method.epochs=2",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(launch, config, folder):
+    """The first run, in the folder `finished`."""
+    process = launch(*config, "--workdir=finished")
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+def test_a_run_says_where_its_results_lie(finished):
+    assert "Rank-1" in finished.stdout
+    assert "finished/results.json" in finished.stdout
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_run_writes_what_the_design_promises(finished, folder):
+    run = folder / "finished"
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["method"]["name"] == "sixth.pixel_net"
+    assert config["packages"]["jax"]
+    manifest = json.loads((run / "manifest.json").read_text())
+    results = json.loads((run / "results.json").read_text())
+    assert results["manifest_sha256"] == manifest["sha256"]
+    assert {
+        *("method", "dataset", "protocol", "manifest_sha256", "phase", "step"),
+        *("num_queries", "num_gallery", "num_identities"),
+        *("rank1", "rank5", "rank10", "rank20", "mAP", "mINP", "trials", "by_scale"),
+    } <= set(results)
+    assert 0 <= results["rank1"] <= results["rank5"] <= 100
+    steps = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
+    assert steps[-1]["step"] == results["step"]
+    assert (run / "report" / "index.html").exists()
+    assert (run / "report" / "ranked.png").exists()
+
+
+def test_a_second_start_resumes_from_the_workdir_alone(finished, launch, folder):
+    before = (folder / "finished" / "results.json").read_bytes()
+    metrics = (folder / "finished" / "metrics.jsonl").read_bytes()
+    again = launch("--workdir=finished", "--mode=evaluate")
+    assert again.returncode == 0, again.stderr
+    assert (folder / "finished" / "results.json").read_bytes() == before
+    assert (folder / "finished" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, folder):
+    before = {p: p.read_bytes() for p in (folder / "finished").rglob("*.json*")}
+    process = launch(*config, "--config.method.width=8", "--workdir=finished")
+    assert process.returncode != 0
+    assert "config.method.width: the run has 16, asked for is 8" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert before == {p: p.read_bytes() for p in (folder / "finished").rglob("*.json*")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.data.protocol=mlr_nothing"], "Unknown protocol 'mlr_nothing'"),
+        (["--config.method.widht=8"], "widht"),
+        (["--config.method.margn=1"], "margn"),
+        (["--config.data.num_ids=100"], "P=100"),
+        (["--config.method.name=ps_hrnt"], "no method named 'ps_hrnt'"),
+        (["--config.data.synthetic_lr=some"], "synthetic_lr must be"),
+        (["--mode=evaluate"], "--mode=evaluate needs a finished run"),
+        (["--mode=test"], "should be one of <train|evaluate>"),
+        (["--confg=x"], "Unknown command line flag 'confg'"),
+    ],
+)
+def test_bad_input_ends_in_one_message(launch, config, folder, arguments, message):
+    process = launch(*config, *arguments, "--workdir=refused")
+    assert process.returncode != 0
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert len(process.stderr.strip().splitlines()) <= 3
+    assert not (folder / "refused").exists()
+
+
+def test_an_unknown_option_of_a_config_is_named(launch):
+    process = launch(f"--config={ROOT / 'configs' / 'ps_hrnet.py'}:mlr_viper,id_st")
+    assert process.returncode != 0
+    assert "unknown config option id_st; expected" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_workdir_that_holds_something_else_is_refused(launch, config, folder):
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "chapter1.tex").write_text("Introduction")
+    process = launch(*config, "--workdir=thesis")
+    assert process.returncode != 0
+    assert "is not empty and holds no run" in process.stderr
+    assert [p.name for p in (folder / "thesis").iterdir()] == ["chapter1.tex"]
