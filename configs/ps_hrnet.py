@@ -74,6 +74,7 @@ def _paper() -> ConfigDict:
     method.lambda_sr = 0.5  # sec. IV-C
     method.lambda_ps = 0.5  # sec. IV-C
     method.ps_set = ("seq1", "seq4", "seq5", "logits")  # sec. IV-C
+    method.sr_pairs = "all"  # released code
     # Training.
     method.epochs_h = 70  # sec. IV-C
     method.epochs_l = 70  # sec. IV-C
@@ -94,8 +95,8 @@ def _paper() -> ConfigDict:
 def _narrow(config: ConfigDict) -> None:
     """A network and a training that two CPU cores manage within minutes."""
     config.data.image_size = (128, 64)
-    config.data.num_ids = 6
-    config.data.num_instances = 4
+    config.data.num_ids = 8
+    config.data.num_instances = 3
     config.data.pad = 5
     method = config.method
     method.width = 8
@@ -105,12 +106,15 @@ def _narrow(config: ConfigDict) -> None:
     method.num_blocks = 1
     method.planes = 8
     method.feature_size = 128
-    method.vdsr_channels = 12
-    method.vdsr_depth = 6
+    method.dropout = 0.0
+    method.vdsr_channels = 16
+    method.vdsr_depth = 4
     method.vdsr_start_as_identity = True
+    method.sr_pairs = "degraded"
+    method.lambda_sr = 10.0
     method.learning_rate = 5e-2
-    method.learning_rate_sr = 5e-3
-    method.epochs_h = 10
-    method.epochs_l = 10
-    method.decay_epochs = 4
+    method.learning_rate_sr = 5e-2
+    method.epochs_h = 8
+    method.epochs_l = 8
+    method.decay_epochs = 6
     method.warmup_epochs = 0

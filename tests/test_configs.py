@@ -29,7 +29,13 @@ def _batch_shapes(config):
     images = jax.ShapeDtypeStruct((batch, *config.data.image_size, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     mask = jax.ShapeDtypeStruct((batch,), jnp.bool_)
-    return {"lr": images, "hr": images, "has_hr": mask, "label": labels}
+    return {
+        "lr": images,
+        "hr": images,
+        "has_hr": mask,
+        "label": labels,
+        "scale": labels,
+    }
 
 
 @pytest.mark.parametrize(

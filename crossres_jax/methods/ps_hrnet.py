@@ -188,6 +188,7 @@ def build(
     lambda_sr: float = 0.5,
     lambda_ps: float = 0.5,
     ps_set: Sequence[str] = ("seq1", "seq4", "seq5", "logits"),
+    sr_pairs: Literal["all", "degraded"] = "all",
     # The training.
     epochs_h: int = 70,
     epochs_l: int = 70,
@@ -216,6 +217,8 @@ def build(
       margin, lambda_ce, lambda_bh: see `identity_loss`.
       lambda_sr, lambda_ps: see `total_loss`.
       ps_set: see `pseudo_siamese_loss`.
+      sr_pairs: which pairs L_SR compares: "all", or only those whose `lr` is degraded.
+        On an MLR set most pairs are an HR image and itself (docs/methods.md).
       epochs_h, epochs_l: lengths of phase 1 and phase 2.
       learning_rate, learning_rate_sr: of the HRNet-ReIDs and of VDSR-CA.
       momentum, nesterov, weight_decay, decay_epochs, warmup_epochs,
@@ -229,10 +232,11 @@ def build(
       L2-normalised; `distance` is cosine.
 
     Raises:
-      ValueError: if `supervision`, `dtype` or a name in `ps_set` is unknown.
+      ValueError: if one of the named choices, or a name in `ps_set`, is unknown.
     """
     _check(supervision, ("hr", "id", "id_sr", "id_sr_ps"), "supervision")
     _check(dtype, ("float32", "bfloat16"), "dtype")
+    _check(sr_pairs, ("all", "degraded"), "sr_pairs")
     for name in ps_set:
         _check(name, FEATURES, "ps_set")
 
@@ -330,7 +334,8 @@ def build(
         }
         restoration = alignment = 0.0
         if restores:
-            restoration = _masked_mean(mean_absolute_error(restored, hr), has_hr)
+            compared = has_hr & ((sr_pairs == "all") | (batch["scale"] > 1))
+            restoration = _masked_mean(mean_absolute_error(restored, hr), compared)
             scalars["loss_sr"] = restoration
         if guided:
             high = reid_eval("h", params, batch_stats, hr)

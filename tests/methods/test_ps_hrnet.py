@@ -38,6 +38,7 @@ def batch():
         "hr": hr,
         "has_hr": np.ones(6, bool),
         "label": np.repeat(np.arange(3), 2).astype(np.int32),
+        "scale": np.array([2, 1, 3, 1, 4, 1], np.int32),
         "resolution": np.ones(6, np.float32),
     }
 

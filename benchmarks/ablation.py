@@ -1,0 +1,127 @@
+"""What each part of PS-HRNet contributes, by the main command, over several seeds.
+
+    python benchmarks/ablation.py --out=runs/ablation
+    python benchmarks/ablation.py --out=runs/viper --arg=mlr_viper,narrow \
+        -- --config.data.dir=DIR
+
+Rows: (a) raw pixels, the untrained network, (b) HRNet-ReID-H, trained on HR images,
+(c) HRNet-ReID-L, trained on the MLR set alone, (d) PS-HRNet. Every run is one of
+launch.py in its own folder; a finished one is not repeated. Arguments after `--` go to
+every run. Prints a Markdown table of means ± standard deviations over the seeds.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+UNTRAINED = ("--config.method.epochs_h=0", "--config.method.epochs_l=0")
+ROWS = {  # name → (option of configs/ps_hrnet.py, further flags)
+    "untrained": ("", UNTRAINED),
+    "(b) H on HR images": ("hr", ()),
+    "(c) L without SR and PS": ("id", ()),
+    "(d) PS-HRNet": ("", ()),
+}
+
+
+def run(out, arg, option, seed, flags):
+    """Runs launch.py where that has not been done, and returns its results."""
+    name = f"{option or 'full'}{'-untrained' if UNTRAINED[0] in flags else ''}-{seed}"
+    if not (out / name / "results.json").exists():
+        argument = ",".join(part for part in (arg, option) if part)
+        command = [
+            sys.executable,
+            ROOT / "launch.py",
+            f"--config={ROOT / 'configs' / 'ps_hrnet.py'}:{argument}",
+            f"--workdir={out / name}",
+            f"--config.seed={seed}",
+            *flags,
+        ]
+        subprocess.run(command, check=True)
+    return json.loads((out / name / "results.json").read_text())
+
+
+def raw_pixels(config_path):
+    """The results of comparing the pixels of a run's queries and gallery images."""
+    from ml_collections import ConfigDict
+
+    from crossres_jax.methods.contract import Method
+    from crossres_jax.ops.distances import euclidean_distances
+    from crossres_jax.training.evaluate import compare, embed_images
+    from crossres_jax.training.sharding import make_mesh
+    from input_pipeline import pipeline
+
+    config = ConfigDict(json.loads(config_path.read_text())["config"])
+    data = pipeline.open_data(config.data)
+    method = Method(
+        init=lambda rng, batch: {},
+        phases=(),
+        embed=lambda variables, x, *, role, resolution: x.reshape(len(x), -1),
+        distance=euclidean_distances,
+    )
+    query, gallery = (
+        embed_images(
+            method, {}, pipeline.eval_batches(data, side), make_mesh(), role=side
+        )
+        for side in ("query", "gallery")
+    )
+    return compare(method, query, gallery, **config.evaluation).results
+
+
+def table(rows):
+    """Markdown: rows of results.json dictionaries → means ± standard deviations."""
+    columns = {
+        "Rank-1": lambda r: r["rank1"],
+        "Rank-5": lambda r: r["rank5"],
+        "Rank-10": lambda r: r["rank10"],
+        "mAP": lambda r: r["mAP"],
+        "×2": lambda r: r["by_scale"]["2"]["rank1"],
+        "×3": lambda r: r["by_scale"]["3"]["rank1"],
+        "×4": lambda r: r["by_scale"]["4"]["rank1"],
+        "PSNR − bicubic": lambda r: r["sr"]["psnr"] - r["sr"]["psnr_bicubic"],
+    }
+    lines = [
+        "| | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name, results in rows.items():
+        cells = []
+        for column, value in columns.items():
+            if column.startswith("PSNR") and "sr" not in results[0]:
+                cells.append("")
+                continue
+            values = [value(result) for result in results]
+            digits = 2 if column.startswith("PSNR") else 1
+            spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.{digits}f}{spread}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    """Runs every row with every seed, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arg", default="", help="PROTOCOL[,OPTION…] of the config")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("flags", nargs="*", help="after --, for every run")
+    arguments = parser.parse_args()
+    seeds = arguments.seeds.split(",")
+    rows = {
+        name: [
+            run(arguments.out, arguments.arg, option, seed, (*arguments.flags, *flags))
+            for seed in seeds
+        ]
+        for name, (option, flags) in ROWS.items()
+    }
+    first = arguments.out / f"full-{seeds[0]}" / "config.json"
+    rows = {"(a) raw pixels": [raw_pixels(first)], **rows}
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
