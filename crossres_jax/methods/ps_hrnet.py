@@ -266,19 +266,21 @@ def build(
         dtype=dtype,
         remat=remat,
     )
-    restores = supervision in ("id_sr", "id_sr_ps")
-    guided = supervision == "id_sr_ps"
-    tested = "h" if supervision == "hr" else "l"
     components = {
         "hr": ("h",),
         "id": ("l",),
         "id_sr": ("l", "restorer"),
         "id_sr_ps": ("h", "l", "restorer"),
     }[supervision]
+    restores = "restorer" in components
+    guided = supervision == "id_sr_ps"
+    tested = "l" if "l" in components else "h"
 
     def init(rng, batch):
         params, batch_stats = {}, {}
-        for name, key in zip(components, jax.random.split(rng, 3), strict=False):
+        for name in components:
+            # A component starts the same whichever others there are.
+            key = jax.random.fold_in(rng, ("h", "l", "restorer").index(name))
             if name == "restorer":
                 variables = vdsr.init(key, batch["lr"])
             else:
@@ -317,7 +319,7 @@ def build(
         outputs, batch_stats = reid_train(
             "h", params, batch_stats, normalize(batch["hr"]), rng
         )
-        loss = id_loss(outputs, batch["label"]).mean()
+        loss = _masked_mean(id_loss(outputs, batch["label"]), batch["has_hr"])
         scalars = {"accuracy": _accuracy(outputs.logits, batch["label"])}
         return LossOutput(loss, batch_stats, scalars)
 
@@ -391,10 +393,9 @@ def build(
         loss=loss_l,
         starts_from={"l": "h"} if guided and l_starts_from_h else {},
     )
-    phases = {"hr": (phase_h,), "id_sr_ps": (phase_h, phase_l)}
     return Method(
         init=init,
-        phases=phases.get(supervision, (phase_l,)),
+        phases=tuple(p for p in (phase_h, phase_l) if p.name in components),
         embed=embed,
         distance=cosine_distances,
         restore=restore if restores else None,

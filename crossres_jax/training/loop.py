@@ -7,6 +7,7 @@ checkpoints. It knows no paper, no data set and no TensorFlow.
 import bisect
 import itertools
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,9 +103,8 @@ def train(
             )
             state = checkpoints.load(done, _placed(like, mesh))
         else:
-            variables = variables or init(rng_init)
-            params = _start(variables["params"], phase)
-            state = init_state(params, variables["batch_stats"], phase, optimizer)
+            variables = _start(variables or init(rng_init), phase)
+            state = init_state(**variables, phase=phase, optimizer=optimizer)
             state = jax.device_put(state, replicated(mesh))
 
         # --- Its steps.
@@ -112,7 +112,7 @@ def train(
             phase,
             state,
             make_train_step(phase, optimizer, mesh),
-            rng=jax.random.fold_in(rng_train, index),
+            rng=jax.random.fold_in(rng_train, zlib.crc32(phase.name.encode())),
             batches=prefetch(
                 batches(index, max(done - begin, 0), ends[index] - max(done, begin)),
                 mesh,
@@ -186,9 +186,17 @@ def _run_phase(
     return state
 
 
-def _start(params, phase: Phase):
-    copies = {to: params[source] for to, source in phase.starts_from.items()}
-    return jax.tree.map(jnp.copy, {**params, **copies})
+def _start(variables, phase: Phase):
+    """Variables with the components replaced that start as copies of others."""
+    return {
+        kind: components
+        | {
+            to: jax.tree.map(jnp.copy, components[source])
+            for to, source in phase.starts_from.items()
+            if source in components
+        }
+        for kind, components in variables.items()
+    }
 
 
 def _jitted_init(method, example):

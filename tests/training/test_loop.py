@@ -124,8 +124,17 @@ def test_a_component_starts_from_another(run, build):
     )
     still = dataclasses.replace(method.phases[1], optimizer=idle)
     method = dataclasses.replace(method, phases=(method.phases[0], still))
-    params = run(method).variables["params"]
-    _assert_equal(params["a"], params["b"])
+    variables = run(method).variables
+    _assert_equal(variables["params"]["a"], variables["params"]["b"])
+
+
+def test_a_component_copies_the_statistics_too(run, build):
+    method = _two_phases(build)
+    copied = dataclasses.replace(method.phases[1], epochs=0)
+    only_a, both = (method.phases[0],), (method.phases[0], copied)
+    after_a = run(dataclasses.replace(method, phases=only_a), folder="a").variables
+    variables = run(dataclasses.replace(method, phases=both), folder="ab").variables
+    _assert_equal(after_a["batch_stats"]["a"], variables["batch_stats"]["b"])
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
