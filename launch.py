@@ -3,13 +3,11 @@
 python launch.py --config=configs/ps_hrnet.py [--workdir=DIR] [--config.a.b=value]
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
-
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 import zlib
@@ -38,34 +36,48 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "'evaluate' never trains."
 )
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+PACKAGES = (
+    *("jax", "flax", "optax", "orbax-checkpoint"),
+    *("tensorflow-datasets", "numpy", "pillow"),
+)
+
+# What may differ between two starts of a run, because no weight depends on it.
+FREE = (
+    "config.data.dir",
+    "config.data.cache_dir",
+    "config.data.eval_batch_size",
+    "config.evaluation",
+    "config.train",
+)
+AT_LEAST = {
+    "seed": 0,
+    "data.seed": 0,
+    "data.split": 0,
+    "data.num_ids": 1,
+    "data.num_instances": 1,
+    "data.eval_batch_size": 1,
+    "train.log_every_steps": 1,
+    "train.checkpoint_every_steps": 1,
+    "train.max_skipped_in_a_row": 0,
+    "evaluation.num_draws": 1,
+}
 
 
 def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
     """Trains what is left to train, evaluates, and returns `results.json`."""
+    check_values(config)
     mesh = make_mesh()
-    check_divisible(
-        config.data.num_ids * config.data.num_instances,
-        mesh,
-        "data.num_ids × data.num_instances",
-    )
-    check_divisible(config.data.eval_batch_size, mesh, "data.eval_batch_size")
+    if mode == "train":
+        batch_size = config.data.num_ids * config.data.num_instances
+        check_divisible(batch_size, mesh, "data.num_ids × data.num_instances")
+    per_device = -(-config.data.eval_batch_size // mesh.size)
+    config.data.eval_batch_size = per_device * mesh.size
 
     data = pipeline.open_data(config.data)
     method_options = config.method.to_dict()
     name = method_options.pop("name")
-    method = methods.load(name)(data.num_classes, **method_options)
+    method = methods.load(name)(data.plan.num_classes, **method_options)
     total = sum(phase.epochs for phase in method.phases) * data.steps_per_epoch
-
-    begin(workdir, config, data.manifest)
-    announce(config, data, mesh, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    if mode == "evaluate" and checkpoints.latest_step() != total:
-        raise ValueError(
-            f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
-            f"found {checkpoints.latest_step() or 0} steps. Train it first, without "
-            "--mode."
-        )
 
     def batches(phase, start_step, num_steps):
         # By the phase's name: an ablation without phase h still sees l's batches.
@@ -74,11 +86,23 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
             data, seed=seed, start_step=start_step, num_steps=num_steps
         )
 
+    example = next(batches(0, 0, 1))
+    jax.eval_shape(method.init, jax.random.key(0), example)  # before anything is kept
+
+    begin(workdir, config, data.manifest)
+    announce(config, data, mesh, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    if mode == "evaluate" and (checkpoints.latest_step() or 0) != total:
+        raise ValueError(
+            f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
+            f"found {checkpoints.latest_step() or 0} steps. Train it first, without "
+            "--mode."
+        )
     variables = train(
         method,
         batches=batches,
         steps_per_epoch=data.steps_per_epoch,
-        example=next(batches(0, 0, 1)),
+        example=example,
         names=lambda index: data.plan.train.name[index],
         seed=config.seed,
         mesh=mesh,
@@ -86,8 +110,6 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
         writer=MetricsWriter(workdir / "metrics.jsonl"),
         settings=Settings(**config.train),
     )
-    checkpoints.close()
-
     query, gallery = (
         embed_images(
             method, variables, pipeline.eval_batches(data, side), mesh, role=side
@@ -116,17 +138,38 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
     return results
 
 
-def main(_):
+def main(argv):
     """Resolves config and workdir, then runs; foreseen errors end in one message."""
-    logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
+    if len(argv) > 1:
+        sys.exit(f"launch.py: unexpected {' '.join(argv[1:])}; did you mean --…?")
+    debug = FLAGS.verbosity > 0
+    if not debug:
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
     jax.config.update("jax_compilation_cache_dir", compilation_cache())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         config, workdir = resolve(CONFIG.value, WORKDIR.value, MODE.value)
         results = run(config, workdir, MODE.value)
     except (ValueError, OSError, NonFiniteLossError) as error:
+        if debug:
+            raise
         sys.exit(f"launch.py: {error}")
     summarize(results, workdir)
+
+
+def check_values(config):
+    """Raises ValueError for numbers that would only fail, or mislead, much later."""
+    for path, least in AT_LEAST.items():
+        value = config
+        for key in path.split("."):
+            value = value[key]
+        if value < least:
+            raise ValueError(f"config.{path} must be at least {least}, found {value}.")
+    if config.evaluation.ap not in ("step", "trapezoid"):
+        raise ValueError(
+            "config.evaluation.ap must be 'step' or 'trapezoid', found "
+            f"{config.evaluation.ap!r}."
+        )
 
 
 def resolve(config: ConfigDict | None, workdir: str, mode: str):
@@ -136,7 +179,11 @@ def resolve(config: ConfigDict | None, workdir: str, mode: str):
     workdir = Path(workdir or Path("runs", default_name()))
     wanted = config and json.loads(config.to_json())
     if (workdir / "config.json").exists():
-        stored = json.loads((workdir / "config.json").read_text())["config"]
+        stored = json.loads((workdir / "config.json").read_text()).get("config")
+        if not isinstance(stored, dict):
+            raise ValueError(
+                f"{workdir / 'config.json'} is not a run's; choose another."
+            )
         if differences := list(differing(stored, wanted or stored)):
             raise ValueError(
                 f"{workdir} holds a run of another config:\n  "
@@ -144,7 +191,7 @@ def resolve(config: ConfigDict | None, workdir: str, mode: str):
                 + "\nNothing was changed. Choose another --workdir, or give the run's "
                 "own config."
             )
-        return ConfigDict(stored), workdir
+        return ConfigDict(wanted or stored), workdir
     if not wanted or mode == "evaluate":
         raise ValueError(
             f"{workdir} holds no run (no config.json), and "
@@ -158,16 +205,28 @@ def resolve(config: ConfigDict | None, workdir: str, mode: str):
 
 
 def begin(workdir, config, manifest):
-    """Makes the folder of a run, with its config and manifest."""
+    """Makes the folder of a run, or checks that its protocol is still the same."""
     workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "config.json").exists():
-        content = {"config": json.loads(config.to_json()), **circumstances()}
-        write_json(workdir / "config.json", content)
-    write_json(workdir / "manifest.json", manifest)
+    path = workdir / "manifest.json"
+    if path.exists():
+        before = json.loads(path.read_text())["sha256"]
+        if before != manifest["sha256"]:
+            raise ValueError(
+                f"{workdir} was begun under another protocol: its manifest is "
+                f"{before[:12]}, now it would be {manifest['sha256'][:12]}. Nothing "
+                "was changed. Go back to the code of that run, or choose another "
+                "--workdir."
+            )
+        return
+    content = {"config": json.loads(config.to_json()), **circumstances()}
+    write_json(workdir / "config.json", content)
+    write_json(path, manifest)
 
 
 def differing(stored, wanted, path="config"):
-    """Lines that name every value in which two nested dictionaries differ."""
+    """Lines that name every value but the `FREE` ones in which two dicts differ."""
+    if path in FREE:
+        return
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in sorted({*stored, *wanted}):
             yield from differing(stored.get(key), wanted.get(key), f"{path}.{key}")
@@ -183,16 +242,15 @@ def default_name() -> str:
 
 def circumstances() -> dict:
     """Package versions and the source's git id, for `config.json`."""
-    git = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        git = ""
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git": git.stdout.strip() or None,
+        "git": git.strip() or None,
     }
 
 
@@ -208,7 +266,7 @@ def announce(config, data, mesh, workdir):
     print(
         f"{config.method.name} on {data.plan.protocol.name} "
         f"(manifest {data.manifest['sha256'][:12]}): {len(train.pid)} training images "
-        f"of {data.num_classes} identities, {len(query.pid)} queries, "
+        f"of {data.plan.num_classes} identities, {len(query.pid)} queries, "
         f"{len(gallery.pid)} gallery images; {mesh.size} {jax.default_backend()} "
         f"device(s); writing to {workdir}"
     )
@@ -237,13 +295,20 @@ def summarize(results, workdir):
 def parse_flags(argv):
     """absl's parser, but a mistyped option ends in one line instead of a traceback."""
     try:
-        return FLAGS(argv)
-    except flags.Error as error:
-        message = str(error).strip()
-        if "Traceback" in message:  # of an error in the config file: its last line
-            message = message.splitlines()[-1].partition(": ")[2]
+        arguments = FLAGS(argv)
+        if CONFIG.value is not None:
+            CONFIG.value.lock()  # a config that could not be loaded raises only here
+        return arguments
+    except (flags.Error, OSError) as error:
+        # An error in or on the way to the config file comes with its traceback.
+        message = str(error).strip().splitlines()[-1].strip()
+        message = message.removeprefix("ValueError: ")
+        if "No such file" in message:
+            known = (path.name for path in Path(__file__).parent.glob("configs/*.py"))
+            message += f"; configs/ has {', '.join(sorted(known))}."
     except (AttributeError, KeyError, TypeError) as error:
-        message = f"unknown config option {' '.join(str(error.args[0]).split())}"
+        name, *hint = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
+        message = f"unknown config option {name}. {' '.join(hint)}".strip()
     sys.exit(f"launch.py: {message}")
 
 

@@ -38,9 +38,11 @@ def get_config(arg: str = "") -> ConfigDict:
     if not protocol or "narrow" in options:
         _narrow(config)
 
-    for supervision in ("hr", "id", "id_sr"):
-        if supervision in options:
-            config.method.supervision = supervision
+    rows = sorted(options & {"hr", "id", "id_sr"})
+    if len(rows) > 1:
+        raise ValueError(f"choose one of the options {', '.join(rows)}")
+    if rows:
+        config.method.supervision = rows[0]
     if "released" in options:
         config.method.margin = 0.3
         config.method.ps_set = ("seq1", "seq2", "seq3", "seq4", "seq5", "logits")
@@ -84,6 +86,7 @@ def _paper() -> ConfigDict:
     method.nesterov = True  # not given in the paper; released code
     method.weight_decay = 5e-4  # sec. IV-C
     method.decay_epochs = 30  # sec. IV-C
+    method.decay_factor = 0.1  # sec. IV-C
     method.warmup_epochs = 5  # not given in the paper; released code
     method.warmup_learning_rate = 3e-4  # not given in the paper; released code
     method.l_starts_from_h = False

@@ -27,7 +27,6 @@ class Data(NamedTuple):
 
     plan: protocols.Plan
     manifest: dict
-    num_classes: int  # training identities
     steps_per_epoch: int
     num_repeating: int  # identities with fewer images than a batch shows of them
     source: Sequence  # records by position
@@ -71,7 +70,6 @@ def open_data(config) -> Data:
     return Data(
         plan=plan,
         manifest=protocols.manifest(plan),
-        num_classes=plan.num_classes,
         steps_per_epoch=sampling.steps_per_epoch(
             plan.train.label,
             num_ids=config.num_ids,

@@ -12,7 +12,12 @@ from crossres_jax.training.optimizer import make_optimizer
 from crossres_jax.training.state import split
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+ARGUMENTS = {
+    "ps_hrnet": (
+        *("", "id", "id_sr", "hr"),
+        *("mlr_viper", "mlr_viper,narrow", "mlr_viper,released"),
+    ),
+}
 
 
 def _config(name, arg):
@@ -38,11 +43,14 @@ def _batch_shapes(config):
     }
 
 
+def test_every_config_is_tested():
+    configs = {p.stem for p in (ROOT / "configs").glob("*.py")}
+    assert configs == {"common", *ARGUMENTS}
+
+
 @pytest.mark.parametrize(
-    "arg",
-    ["", "id", "id_sr", "hr", "mlr_viper", "mlr_viper,narrow", "mlr_viper,released"],
+    ("name", "arg"), [(name, arg) for name, args in ARGUMENTS.items() for arg in args]
 )
-@pytest.mark.parametrize("name", CONFIGS)
 def test_every_phase_builds_at_the_configs_size(name, arg):
     config = _config(name, arg)
     method, batch = _build(config), _batch_shapes(config)
@@ -93,6 +101,11 @@ def test_the_released_code_as_an_option():
 def test_an_unknown_option_is_refused():
     with pytest.raises(ValueError, match=r"unknown config option big; expected"):
         _config("ps_hrnet", "mlr_viper,big")
+
+
+def test_rows_of_table_2_exclude_each_other():
+    with pytest.raises(ValueError, match=r"choose one of the options hr, id"):
+        _config("ps_hrnet", "id,hr")
 
 
 def test_a_missing_method_is_refused_with_the_known_names():

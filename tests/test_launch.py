@@ -114,8 +114,16 @@ def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, fol
     ("arguments", "message"),
     [
         (["--config.data.protocol=mlr_nothing"], "Unknown protocol 'mlr_nothing'"),
-        (["--config.method.widht=8"], "widht"),
-        (["--config.method.margn=1"], "margn"),
+        (["--config.method.widht=8"], "option widht. Did you mean width"),
+        (["config.method.width=8"], "unexpected config.method.width=8"),
+        (["--config.method.name=foo.bar"], "no method named 'foo.bar'"),
+        (["--config.data.seed=-1"], "config.data.seed must be at least 0, found -1"),
+        (["--config.train.log_every_steps=0"], "config.train.log_every_steps must be"),
+        (["--config.evaluation.ap=voc"], "config.evaluation.ap must be 'step' or"),
+        (
+            ["--config=configs/nothing.py"],
+            "No such file or directory: 'configs/nothing.py'",
+        ),
         (["--config.data.num_ids=100"], "P=100"),
         (["--config.method.name=ps_hrnt"], "no method named 'ps_hrnt'"),
         (["--config.data.synthetic_lr=some"], "synthetic_lr must be"),
@@ -131,6 +139,31 @@ def test_bad_input_ends_in_one_message(launch, config, folder, arguments, messag
     assert "Traceback" not in process.stderr
     assert len(process.stderr.strip().splitlines()) <= 3
     assert not (folder / "refused").exists()
+
+
+def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
+    process = launch(
+        *config,
+        "--workdir=finished",
+        "--mode=evaluate",
+        "--config.evaluation.num_draws=7",
+        "--config.data.eval_batch_size=5",
+    )
+    assert process.returncode == 0, process.stderr
+    results = json.loads((folder / "finished" / "results.json").read_text())
+    assert results["trials"]["count"] == 7
+
+
+def test_a_run_of_another_protocol_is_left_alone(finished, launch, config, folder):
+    manifest = folder / "finished" / "manifest.json"
+    text = manifest.read_text()
+    changed = json.loads(text) | {"sha256": "0" * 64}
+    manifest.write_text(json.dumps(changed))
+    process = launch(*config, "--workdir=finished")
+    assert process.returncode != 0
+    assert "was begun under another protocol" in process.stderr
+    assert json.loads(manifest.read_text()) == changed
+    manifest.write_text(text)
 
 
 def test_an_unknown_option_of_a_config_is_named(launch):

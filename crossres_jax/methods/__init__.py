@@ -5,7 +5,7 @@ method is one more file in this folder, or any importable module named with a do
 (`my_package.my_method`); nothing is registered. docs/sixth_method.md is an example.
 """
 
-import importlib
+import importlib.util
 import pkgutil
 
 
@@ -27,11 +27,18 @@ def load(name: str):
     Raises:
       ValueError: if there is no such method.
     """
-    if "." in name:
+    if name in names():
+        return importlib.import_module(f"{__name__}.{name}").build
+    if "." in name and _exists(name):
         return importlib.import_module(name).build
-    if name not in names():
-        raise ValueError(
-            f"no method named {name!r}. Expected one of {', '.join(names())}, or the "
-            "dotted path of a module with a function `build`."
-        )
-    return importlib.import_module(f"{__name__}.{name}").build
+    raise ValueError(
+        f"no method named {name!r}. Expected one of {', '.join(names())}, or the "
+        "dotted path of a module with a function `build`."
+    )
+
+
+def _exists(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False

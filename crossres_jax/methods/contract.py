@@ -9,7 +9,7 @@ method's *components* (for PS-HRNet `h`, `l` and `restorer`).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 Variables = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ class Optimizer:
     momentum: float
     weight_decay: float
     decay_epochs: int
-    decay_factor: float = 0.1
+    decay_factor: float
     nesterov: bool = False
     warmup_epochs: int = 0
     warmup_learning_rate: float = 0.0
@@ -64,10 +64,8 @@ class Phase:
       epochs: length of the phase.
       optimizer: how the trained part is optimised.
       loss: `(params, batch_stats, batch, rng) → LossOutput`, pure.
-      starts_from: component → component that it copies when the phase begins.
-        Components not named go on as the earlier phases left them.
-      tuples: kind of batch, see docs/data.md. "image": one stored image and its HR
-        original.
+      starts_from: component → component whose parameters and statistics it copies when
+        the phase begins. Components not named go on as the earlier phases left them.
     """
 
     name: str
@@ -76,7 +74,6 @@ class Phase:
     optimizer: Optimizer
     loss: Callable[[Any, Any, Mapping[str, Any], Any], LossOutput]
     starts_from: Mapping[str, str] = field(default_factory=dict)
-    tuples: Literal["image"] = "image"
 
 
 @dataclass(frozen=True)

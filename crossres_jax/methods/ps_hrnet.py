@@ -198,6 +198,7 @@ def build(
     nesterov: bool = True,
     weight_decay: float = 5e-4,
     decay_epochs: int = 30,
+    decay_factor: float = 0.1,
     warmup_epochs: int = 5,
     warmup_learning_rate: float = 3e-4,
     l_starts_from_h: bool = False,
@@ -218,10 +219,10 @@ def build(
       lambda_sr, lambda_ps: see `total_loss`.
       ps_set: see `pseudo_siamese_loss`.
       sr_pairs: which pairs L_SR compares: "all", or only those whose `lr` is degraded.
-        On an MLR set most pairs are an HR image and itself (docs/methods.md).
+        On an MLR set the other pairs are an HR image and itself (docs/methods.md).
       epochs_h, epochs_l: lengths of phase 1 and phase 2.
       learning_rate, learning_rate_sr: of the HRNet-ReIDs and of VDSR-CA.
-      momentum, nesterov, weight_decay, decay_epochs, warmup_epochs,
+      momentum, nesterov, weight_decay, decay_epochs, decay_factor, warmup_epochs,
         warmup_learning_rate: see `contract.Optimizer`.
       l_starts_from_h: begin phase 2 with phase 1's weights in l.
       dtype: "float32" or "bfloat16", type of the networks' computation.
@@ -371,6 +372,7 @@ def build(
         nesterov=nesterov,
         weight_decay=weight_decay,
         decay_epochs=decay_epochs,
+        decay_factor=decay_factor,
         warmup_epochs=warmup_epochs,
         warmup_learning_rate=warmup_learning_rate,
     )

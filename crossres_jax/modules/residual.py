@@ -11,10 +11,11 @@ from crossres_jax.modules.conv import Conv
 
 
 def batch_norm(*, train: bool, dtype: Any = jnp.float32) -> Callable:
-    """A batch normalisation of PyTorch's defaults: a `partial` that wants a `name`.
+    """Batch normalisation with PyTorch's momentum and ε: a `partial` without a name.
 
     PyTorch's momentum 0.1 is Flax's 0.9. Statistics are computed in float32 over the
-    whole (global) batch, whatever `dtype` is.
+    whole (global) batch, whatever `dtype` is. Flax's running variance is the biased
+    one, PyTorch's the unbiased one: a factor of 1 − 1/n for n values per channel.
     """
     return partial(
         nn.BatchNorm,

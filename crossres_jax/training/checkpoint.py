@@ -32,8 +32,6 @@ class Checkpoints:
 
     def save(self, step: int, state) -> None:
         """Saves in the background; waits first for a save that is under way."""
-        if step == self.latest_step():
-            return
         self._checkpointer.wait()
         self._checkpointer.save_async(step, state)
 

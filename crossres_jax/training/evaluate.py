@@ -18,6 +18,7 @@ from crossres_jax.metrics import (
 from crossres_jax.training.sharding import prefetch, replicated, sharded
 
 RANKS = (1, 5, 10, 20)
+MAX_PSNR = 100.0  # dB; a flat picture that is restored exactly would make it infinite
 
 
 class Embedded(NamedTuple):
@@ -76,12 +77,12 @@ def embed_images(
     features, labels, quality = [], [], []
     for batch in prefetch(batches, mesh):
         valid = np.asarray(batch["valid"])
-        rows = _Rows(valid)
+        rows = _rows(valid)
         features.append(jax.tree.map(rows, embed(variables, batch)))
         labels.append([rows(batch[key]) for key in ("pid", "camid", "scale")])
         degraded = valid & np.asarray((batch["scale"] > 1) & batch["has_hr"])
         if restore and degraded.any():
-            rows = _Rows(degraded)
+            rows = _rows(degraded)
             restored = rows(restore(variables, batch["lr"]))
             quality.append(_quality(restored, rows(batch["lr"]), rows(batch["hr"])))
     if not features:
@@ -96,20 +97,16 @@ def embed_images(
     )
 
 
-class _Rows(NamedTuple):
-    """Takes the chosen rows of an array, onto the host."""
-
-    chosen: np.ndarray
-
-    def __call__(self, x):
-        return np.asarray(x)[self.chosen]
+def _rows(chosen):
+    """A function that takes the chosen rows of an array, onto the host."""
+    return lambda x: np.asarray(x)[chosen]
 
 
 def _quality(restored, bicubic, originals):
     return {
-        "psnr": psnr(restored, originals),
+        "psnr": np.minimum(psnr(restored, originals), MAX_PSNR),
         "ssim": ssim(restored, originals),
-        "psnr_bicubic": psnr(bicubic, originals),
+        "psnr_bicubic": np.minimum(psnr(bicubic, originals), MAX_PSNR),
         "ssim_bicubic": ssim(bicubic, originals),
     }
 

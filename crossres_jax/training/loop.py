@@ -78,8 +78,9 @@ def train(
       NonFiniteLossError: after more than `max_skipped_in_a_row` skipped steps.
       ValueError: if the checkpoint belongs to another network.
     """
-    # The hardware generator's initialisation compiles in half the time; dropout needs
-    # the default one, whose numbers do not depend on how the batch is sharded.
+    # The initial weights' generator compiles in half the time (and gives other numbers
+    # on a GPU than on a CPU); dropout needs the default one, whose numbers do not
+    # depend on how the batch is sharded.
     rng_init, rng_train = jax.random.key(seed, impl="rbg"), jax.random.key(seed)
     init = _jitted_init(method, example)
     ends = list(
@@ -171,7 +172,6 @@ def _run_phase(
         progress = progress or Progress(
             f"phase {phase.name}",
             num_steps,
-            done=start,
             unit="pairs",
             per_step=len(batch["index"]),
         )

@@ -33,7 +33,8 @@ def make_train_step(phase: Phase, optimizer, mesh):
     Returns:
       `(state, batch, rng) → (state, scalars)`. The old state is donated. A step whose
       loss or gradient is not finite changes neither parameters, batch statistics nor
-      optimiser state, and counts itself in `skipped` and `skipped_in_a_row`.
+      optimiser state (the learning rate's step count included), and counts itself in
+      `skipped` and `skipped_in_a_row`.
     """
 
     def train_step(state: TrainState, batch, rng):

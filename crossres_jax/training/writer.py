@@ -41,29 +41,28 @@ class Progress:
     Args:
       title: what is being done.
       total: number of steps.
-      done: number of steps that were done before (a resumed run).
       unit: what a step handles `per_step` of, for the rate.
       per_step: see `unit`.
     """
 
-    def __init__(self, title, total, *, done=0, unit="images", per_step=1):
-        self._title, self._total, self._unit = title, total, unit
-        self._per_step, self._first = per_step, done
+    def __init__(self, title, total, *, unit="images", per_step=1):
+        self._title, self._total = title, total
+        self._unit, self._per_step = unit, per_step
         self._interactive = sys.stderr.isatty()
         self._seconds_between_lines = 0.2 if self._interactive else 15.0
-        self._start = self._shown = time.monotonic()
-        self._first_step = None
+        self._shown = time.monotonic()
+        self._first = None  # (step, time) from which the rate counts
 
     def update(self, done: int, note: str = "") -> None:
         """Shows that `done` of the steps are done."""
         now = time.monotonic()
-        if self._first_step is None:  # compilation is over: rates count from here
-            self._first_step, self._first = now, done
+        if self._first is None:  # compilation is over
+            self._first = done, now
         last = done >= self._total
         if now - self._shown < self._seconds_between_lines and not last:
             return
         self._shown = now
-        steps, seconds = done - self._first, now - self._first_step
+        steps, seconds = done - self._first[0], now - self._first[1]
         if steps and seconds:
             rate = steps / seconds
             eta = _clock((self._total - done) / rate)

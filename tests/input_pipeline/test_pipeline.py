@@ -47,7 +47,7 @@ def test_training_batch_has_the_promised_arrays(data):
 
 def test_training_batches_are_the_sampler_s_plan(data):
     train = data.plan.train
-    assert data.steps_per_epoch == 4 and data.num_classes == 8
+    assert data.steps_per_epoch == 4 and data.plan.num_classes == 8
     for step, batch in enumerate(batches(data, seed=3, num_steps=6)):
         expected = sampling.plan_batch(3, step, train.label, num_ids=4, num_instances=3)
         np.testing.assert_array_equal(batch["index"], expected)

@@ -215,6 +215,33 @@ def test_pairs_without_an_original_enter_neither_sr_nor_ps(batch, variables):
     assert without.scalars["loss_sr"] == without.scalars["loss_ps"] == 0
 
 
+def test_sr_compares_degraded_pairs_alone_where_that_is_asked_for(batch, variables):
+    other = batch["hr"].copy()
+    other[1] = 0.5  # its scale is 1
+    losses = {}
+    for sr_pairs in ("all", "degraded"):
+        loss = _build(supervision="id_sr", sr_pairs=sr_pairs).phases[0].loss
+        arguments = variables["params"], variables["batch_stats"]
+        losses[sr_pairs] = [
+            float(jax.jit(loss)(*arguments, b, jax.random.key(1)).scalars["loss_sr"])
+            for b in (batch, batch | {"hr": other})
+        ]
+    assert losses["all"][0] != losses["all"][1]
+    assert losses["degraded"][0] == losses["degraded"][1] > 0
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_loss_falls_along_the_gradient(batch, variables, phase):
+    # One batch, no momentum: a small step must lower the very loss it was taken for.
+    (before, _), gradients = _compiled(phase)(variables, batch)
+    trained, frozen = split(variables["params"], _build().phases[phase].trains)
+    moved = jax.tree.map(lambda p, g: p - 1e-3 * g, trained, gradients)
+    (after, _), _ = _compiled(phase)(
+        {**variables, "params": merge(moved, frozen)}, batch
+    )
+    assert after < before
+
+
 def test_embedding_is_a_unit_vector_that_ignores_mirroring(batch, variables):
     method = _build()
     embed = jax.jit(
@@ -258,7 +285,12 @@ def test_remat_and_bfloat16_change_the_program_and_not_the_parameters(
 
 @pytest.mark.parametrize(
     "option",
-    [{"supervision": "sr"}, {"dtype": "float16"}, {"ps_set": ("seq6",)}],
+    [
+        {"supervision": "sr"},
+        {"dtype": "float16"},
+        {"ps_set": ("seq6",)},
+        {"sr_pairs": "some"},
+    ],
 )
 def test_unknown_options_are_named(option):
     with pytest.raises(ValueError, match=r"no \w+ '\w+'; expected one of"):

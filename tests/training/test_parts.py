@@ -19,6 +19,7 @@ def _optimizer(**options):
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "decay_epochs": 30,
+        "decay_factor": 0.1,
     }
     return Optimizer(**(defaults | options))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crossres_jax.metrics import evaluate_single_shot
 from input_pipeline.datasets.drawing import camera_of, draw_pedestrian, identity_of
 
 _SIZE = {"height": 64, "width": 32}
@@ -130,3 +131,20 @@ def test_bad_arguments_are_named(numbers, message):
 def test_any_camera_and_any_shot_can_be_drawn():
     for number in range(150):
         assert _draw(number, number, number, number, height=16, width=8).std() > 0
+
+
+def test_raw_pixels_find_few_of_the_low_resolution_queries():
+    pids = np.arange(80)
+
+    def pixels(camid, scale_of):
+        images = [_draw(0, p, camid, 0, height=128, width=64) for p in pids]
+        restored = [
+            _restored(x, scale_of(p)) for p, x in zip(pids, images, strict=True)
+        ]
+        return np.stack(restored).reshape(len(pids), -1).astype(np.float32) / 255
+
+    query = pixels(0, lambda pid: 2 + pid % 3)
+    gallery = np.concatenate([pixels(camid, lambda pid: 1) for camid in (1, 2)])
+    squares = (query**2).sum(1)[:, None] + (gallery**2).sum(1) - 2 * query @ gallery.T
+    scores = evaluate_single_shot(squares, pids, np.tile(pids, 2))
+    assert 1 / 80 < scores.cmc[0] < 0.2
