@@ -140,17 +140,13 @@ def compare(
       The scores: single-shot ones, by scale too, and `multi_shot` with the removal of
       the same camera's images, as Market-1501 does.
     """
-    distance = jax.jit(method.distance)
-    gallery_features = jax.device_put(gallery.features)
     num_queries = len(query.pid)
     shown = np.unique(
         np.linspace(0, num_queries - 1, min(num_shown, num_queries)).astype(int)
     )
     single, multi, ranked = [], [], []
-    for start in range(0, num_queries, chunk_size):
+    for start, distances in _distance_blocks(method, query, gallery, chunk_size):
         rows = slice(start, start + chunk_size)
-        part = jax.tree.map(lambda x, rows=rows: x[rows], query.features)
-        distances = np.asarray(distance(part, gallery_features))
         pids, camids = query.pid[rows], query.camid[rows]
         single.append(
             rank_single_shot(
@@ -190,6 +186,21 @@ def compare(
             key: round(float(values.mean()), 4) for key, values in query.quality.items()
         }
     return Evaluation(results, shown, np.array(ranked))
+
+
+def _distance_blocks(method, query, gallery, chunk_size):
+    """(first query, (chunk, G) distances); a block is computed while one is ranked."""
+    distance = jax.jit(method.distance)
+    gallery_features = jax.device_put(gallery.features)
+    ahead = None
+    for start in range(0, len(query.pid), chunk_size):
+        rows = slice(start, start + chunk_size)
+        part = jax.tree.map(lambda x, rows=rows: x[rows], query.features)
+        block = start, distance(part, gallery_features)
+        if ahead:
+            yield ahead[0], np.asarray(ahead[1])
+        ahead = block
+    yield ahead[0], np.asarray(ahead[1])
 
 
 def _percentages(scores) -> dict:

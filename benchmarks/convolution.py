@@ -1,0 +1,58 @@
+"""Why `modules/conv.py` treats two kinds of convolution differently on the CPU.
+
+    python benchmarks/convolution.py
+
+Times the forward pass, and the forward and backward pass, of a 1×1 and of a depthwise
+3×3 convolution as XLA's convolution and as `Conv` lowers it; GFLOP/s, best of 5.
+"""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from crossres_jax.modules import conv
+
+SHAPE = (
+    16,
+    32,
+    16,
+    256,
+)  # B, H, W, C
+CASES = {
+    "1×1": ((1, 1, 256, 256), 1, partial(conv._as_dot, strides=1)),
+    "depthwise 3×3": ((3, 3, 1, 256), 256, partial(conv._as_shifts, strides=1)),
+}
+
+
+def gflops(function, x, kernel, backward):
+    """GFLOP/s of the function, or of it and its gradient."""
+    if backward:
+        function = jax.grad(lambda x, k, f=function: (f(x, k) ** 2).sum(), (0, 1))
+    function = jax.jit(function)
+    jax.block_until_ready(function(x, kernel))
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(function(x, kernel))
+        seconds.append(time.perf_counter() - began)
+    products = x.size * kernel.size // x.shape[-1]
+    return 2 * products * (3 if backward else 1) / min(seconds) / 1e9
+
+
+def main():
+    """Prints one line per kind of convolution and way of computing it."""
+    x = jax.random.normal(jax.random.key(0), SHAPE, jnp.float32)
+    for name, (shape, groups, special) in CASES.items():
+        kernel = jax.random.normal(jax.random.key(1), shape, jnp.float32)
+        plain = partial(conv._as_convolution, strides=1, groups=groups)
+        for way, function in (("convolution", plain), ("Conv", special)):
+            forward, both = (gflops(function, x, kernel, b) for b in (False, True))
+            print(
+                f"{name:14} {way:12} forward {forward:6.1f}  with backward {both:6.1f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
