@@ -15,11 +15,11 @@ def get_config() -> ConfigDict:
     config.data.seed = 0  # of the protocol: splits and scales
     config.data.split = 0  # the number of the random split
     config.data.kernel = ""  # of the down-sampling; '' is the protocol's own
-    config.data.image_size = (128, 64)  # height, width
+    config.data.image_size = (64, 32)  # height, width
     config.data.num_ids = 6  # P
     config.data.num_instances = 4  # K
     config.data.flip = 0.5  # probability
-    config.data.pad = 10  # pixels on each side, before the random crop
+    config.data.pad = 3  # pixels on each side, before the random crop
     config.data.synthetic_lr = "stored"  # "all": every image also gets a random LR copy
     config.data.eval_batch_size = 64
 

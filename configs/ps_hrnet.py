@@ -37,6 +37,9 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.pad = 10  # not given in the paper; released code
     if not protocol or "narrow" in options:
         _narrow(config)
+    if protocol and "narrow" in options:
+        config.data.image_size = (128, 64)
+        config.data.pad = 5
 
     rows = sorted(options & {"hr", "id", "id_sr"})
     if len(rows) > 1:
@@ -101,10 +104,8 @@ def _narrow(config: ConfigDict) -> None:
     The numbers are ours. docs/methods.md says why VDSR-CA needs another start, other
     pairs and another weight to learn anything in a few hundred steps.
     """
-    config.data.image_size = (128, 64)
     config.data.num_ids = 8
     config.data.num_instances = 3
-    config.data.pad = 5
     method = config.method
     method.width = 8
     method.stem_width = 16
@@ -119,11 +120,11 @@ def _narrow(config: ConfigDict) -> None:
     method.vdsr_start_as_identity = True
     method.sr_pairs = "degraded"
     method.lambda_sr = 40.0
-    method.lambda_ps = 2.0
+    method.lambda_ps = 1.0
     method.learning_rate = 5e-2
     method.learning_rate_sr = 1e-2
-    method.epochs_h = 9
-    method.epochs_l = 9
-    method.decay_epochs = 7
+    method.epochs_h = 25
+    method.epochs_l = 25
+    method.decay_epochs = 19
     method.warmup_epochs = 1
     method.warmup_learning_rate = 5e-3

@@ -47,7 +47,7 @@ PROTOCOLS = {
             name="mlr_pedestrians",
             dataset="pedestrians",
             num_train=160,
-            num_test=80,
+            num_test=160,
             lr_camera=0,
         ),
         # For tests: drawn and stored within a second.
