@@ -3,12 +3,9 @@
 python launch.py --config=configs/ps_hrnet.py [--workdir=DIR] [--config.a.b=value]
 """
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -23,6 +20,7 @@ from crossres_jax.training.checkpoint import Checkpoints
 from crossres_jax.training.evaluate import compare, embed_images
 from crossres_jax.training.loop import NonFiniteLossError, Settings, train
 from crossres_jax.training.sharding import check_divisible, make_mesh
+from crossres_jax.training.workdir import begin, resolve
 from crossres_jax.training.writer import MetricsWriter, write_json
 from input_pipeline import pipeline
 
@@ -35,19 +33,6 @@ WORKDIR = flags.DEFINE_string(
 )
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "'evaluate' never trains."
-)
-PACKAGES = (
-    *("jax", "flax", "optax", "orbax-checkpoint"),
-    *("tensorflow-datasets", "numpy", "pillow"),
-)
-
-# What may differ between two starts of a run, because no weight depends on it.
-FREE = (
-    "config.data.dir",
-    "config.data.cache_dir",
-    "config.data.eval_batch_size",
-    "config.evaluation",
-    "config.train",
 )
 AT_LEAST = {
     "seed": 0,
@@ -89,27 +74,27 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
     example = next(batches(0, 0, 1))
     jax.eval_shape(method.init, jax.random.key(0), example)  # before anything is kept
 
-    begin(workdir, config, data.manifest)
+    begin(workdir, json.loads(config.to_json()), data.manifest, Path(__file__).parent)
     announce(config, data, mesh, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    if mode == "evaluate" and (checkpoints.latest_step() or 0) != total:
-        raise ValueError(
-            f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
-            f"found {checkpoints.latest_step() or 0} steps. Train it first, without "
-            "--mode."
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        done = checkpoints.latest_step() or 0
+        if mode == "evaluate" and done != total:
+            raise ValueError(
+                f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
+                f"found {done} steps. Train it first, without --mode."
+            )
+        variables = train(
+            method,
+            batches=batches,
+            steps_per_epoch=data.steps_per_epoch,
+            example=example,
+            names=lambda index: data.plan.train.name[index],
+            seed=config.seed,
+            mesh=mesh,
+            checkpoints=checkpoints,
+            writer=MetricsWriter(workdir / "metrics.jsonl"),
+            settings=Settings(**config.train),
         )
-    variables = train(
-        method,
-        batches=batches,
-        steps_per_epoch=data.steps_per_epoch,
-        example=example,
-        names=lambda index: data.plan.train.name[index],
-        seed=config.seed,
-        mesh=mesh,
-        checkpoints=checkpoints,
-        writer=MetricsWriter(workdir / "metrics.jsonl"),
-        settings=Settings(**config.train),
-    )
     query, gallery = (
         embed_images(
             method, variables, pipeline.eval_batches(data, side), mesh, role=side
@@ -148,7 +133,11 @@ def main(argv):
     jax.config.update("jax_compilation_cache_dir", compilation_cache())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
-        config, workdir = resolve(CONFIG.value, WORKDIR.value, MODE.value)
+        if CONFIG.value is None and not WORKDIR.value:
+            raise ValueError("give --config=configs/METHOD.py, or a run's --workdir.")
+        workdir = Path(WORKDIR.value or default_workdir())
+        wanted = CONFIG.value and json.loads(CONFIG.value.to_json())
+        config = ConfigDict(resolve(wanted, workdir, MODE.value))
         results = run(config, workdir, MODE.value)
     except (ValueError, OSError, NonFiniteLossError) as error:
         if debug:
@@ -172,86 +161,10 @@ def check_values(config):
         )
 
 
-def resolve(config: ConfigDict | None, workdir: str, mode: str):
-    """The config and the folder of the run; a run's own `config.json` must agree."""
-    if config is None and not workdir:
-        raise ValueError("give --config=configs/METHOD.py, or the --workdir of a run.")
-    workdir = Path(workdir or Path("runs", default_name()))
-    wanted = config and json.loads(config.to_json())
-    if (workdir / "config.json").exists():
-        stored = json.loads((workdir / "config.json").read_text()).get("config")
-        if not isinstance(stored, dict):
-            raise ValueError(
-                f"{workdir / 'config.json'} is not a run's; choose another."
-            )
-        if differences := list(differing(stored, wanted or stored)):
-            raise ValueError(
-                f"{workdir} holds a run of another config:\n  "
-                + "\n  ".join(differences)
-                + "\nNothing was changed. Choose another --workdir, or give the run's "
-                "own config."
-            )
-        return ConfigDict(wanted or stored), workdir
-    if not wanted or mode == "evaluate":
-        raise ValueError(
-            f"{workdir} holds no run (no config.json), and "
-            + ("--mode=evaluate needs a finished run." if wanted else "no --config.")
-        )
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(
-            f"{workdir} is not empty and holds no run; choose another --workdir."
-        )
-    return ConfigDict(wanted), workdir
-
-
-def begin(workdir, config, manifest):
-    """Makes the folder of a run, or checks that its protocol is still the same."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "manifest.json"
-    if path.exists():
-        before = json.loads(path.read_text())["sha256"]
-        if before != manifest["sha256"]:
-            raise ValueError(
-                f"{workdir} was begun under another protocol: its manifest is "
-                f"{before[:12]}, now it would be {manifest['sha256'][:12]}. Nothing "
-                "was changed. Go back to the code of that run, or choose another "
-                "--workdir."
-            )
-        return
-    content = {"config": json.loads(config.to_json()), **circumstances()}
-    write_json(workdir / "config.json", content)
-    write_json(path, manifest)
-
-
-def differing(stored, wanted, path="config"):
-    """Lines that name every value but the `FREE` ones in which two dicts differ."""
-    if path in FREE:
-        return
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in sorted({*stored, *wanted}):
-            yield from differing(stored.get(key), wanted.get(key), f"{path}.{key}")
-    elif stored != wanted:
-        yield f"{path}: the run has {stored!r}, asked for is {wanted!r}"
-
-
-def default_name() -> str:
-    """`configs/ps_hrnet.py:mlr_viper,narrow` → `ps_hrnet-mlr_viper-narrow`."""
+def default_workdir() -> Path:
+    """`configs/ps_hrnet.py:mlr_viper,narrow` → `runs/ps_hrnet-mlr_viper-narrow`."""
     path, _, arg = FLAGS["config"].config_filename.partition(":")
-    return "-".join([Path(path).stem, *arg.replace(",", " ").split()])
-
-
-def circumstances() -> dict:
-    """Package versions and the source's git id, for `config.json`."""
-    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-    try:
-        git = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
-        git = ""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git": git.strip() or None,
-    }
+    return Path("runs", "-".join([Path(path).stem, *arg.replace(",", " ").split()]))
 
 
 def compilation_cache() -> str:

@@ -5,9 +5,11 @@
         -- --config.data.dir=DIR
 
 Rows: (a) raw pixels, the untrained network, (b) HRNet-ReID-H, trained on HR images,
-(c) HRNet-ReID-L, trained on the MLR set alone, (d) PS-HRNet. Every run is one of
-launch.py in its own folder; a finished one is not repeated. Arguments after `--` go to
-every run. Prints a Markdown table of means ± standard deviations over the seeds.
+(c) HRNet-ReID-L, trained on the MLR set alone, (d) PS-HRNet, and (d) without L_SR and
+L_PS. Every run is one of launch.py in its own folder; a finished one is not repeated.
+Arguments after `--` go to every run. Prints a Markdown table of means ± standard
+deviations over the seeds; `--into=docs/results.md:demo` also puts it between the lines
+`<!-- demo -->` and `<!-- /demo -->` of that file.
 """
 
 import argparse
@@ -20,17 +22,20 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 UNTRAINED = ("--config.method.epochs_h=0", "--config.method.epochs_l=0")
+WITHOUT_LOSSES = ("--config.method.lambda_sr=0.0", "--config.method.lambda_ps=0.0")
 ROWS = {  # name → (option of configs/ps_hrnet.py, further flags)
     "untrained": ("", UNTRAINED),
     "(b) H on HR images": ("hr", ()),
     "(c) L without SR and PS": ("id", ()),
+    "(d) without L_SR and L_PS": ("", WITHOUT_LOSSES),
     "(d) PS-HRNet": ("", ()),
 }
+SUFFIXES = {UNTRAINED: "-untrained", WITHOUT_LOSSES: "-without"}
 
 
-def run(out, arg, option, seed, flags):
+def run(out, arg, option, seed, flags, row_flags):
     """Runs launch.py where that has not been done, and returns its results."""
-    name = f"{option or 'full'}{'-untrained' if UNTRAINED[0] in flags else ''}-{seed}"
+    name = f"{option or 'full'}{SUFFIXES.get(row_flags, '')}-{seed}"
     if not (out / name / "results.json").exists():
         argument = ",".join(part for part in (arg, option) if part)
         command = [
@@ -40,6 +45,7 @@ def run(out, arg, option, seed, flags):
             f"--workdir={out / name}",
             f"--config.seed={seed}",
             *flags,
+            *row_flags,
         ]
         subprocess.run(command, check=True)
     return json.loads((out / name / "results.json").read_text())
@@ -108,19 +114,26 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arg", default="", help="PROTOCOL[,OPTION…] of the config")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--into", help="FILE:SECTION that receives the table")
     parser.add_argument("flags", nargs="*", help="after --, for every run")
     arguments = parser.parse_args()
     seeds = arguments.seeds.split(",")
+    out, arg = arguments.out, arguments.arg
     rows = {
-        name: [
-            run(arguments.out, arguments.arg, option, seed, (*arguments.flags, *flags))
-            for seed in seeds
-        ]
+        name: [run(out, arg, option, seed, arguments.flags, flags) for seed in seeds]
         for name, (option, flags) in ROWS.items()
     }
-    first = arguments.out / f"full-{seeds[0]}" / "config.json"
+    first = out / f"full-{seeds[0]}" / "config.json"
     rows = {"(a) raw pixels": [raw_pixels(first)], **rows}
     print(table(rows))
+    if arguments.into:
+        path, _, section = arguments.into.partition(":")
+        text = Path(path).read_text()
+        before, rest = text.split(f"<!-- {section} -->\n")
+        _, after = rest.split(f"<!-- /{section} -->\n")
+        Path(path).write_text(
+            f"{before}<!-- {section} -->\n{table(rows)}\n<!-- /{section} -->\n{after}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from orbax.checkpoint import v1 as ocp
 class Checkpoints:
     """The newest checkpoints of a run, one folder per step, committed atomically.
 
+    A context manager: on leaving it, a save that is under way is finished.
+
     Args:
       directory: where they lie; made when the first one is saved.
       keep: how many of the newest are kept.
@@ -45,7 +47,10 @@ class Checkpoints:
         _check_same_tree(self._checkpointer.metadata(step).metadata, like)
         return self._checkpointer.load(step, like)
 
-    def close(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
         """Waits until everything is written."""
         self._checkpointer.close()
 

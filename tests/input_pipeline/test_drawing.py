@@ -134,10 +134,10 @@ def test_any_camera_and_any_shot_can_be_drawn():
 
 
 def test_raw_pixels_find_few_of_the_low_resolution_queries():
-    pids = np.arange(80)
+    pids = np.arange(160)
 
     def pixels(camid, scale_of):
-        images = [_draw(0, p, camid, 0, height=128, width=64) for p in pids]
+        images = [_draw(0, p, camid, 0) for p in pids]
         restored = [
             _restored(x, scale_of(p)) for p, x in zip(pids, images, strict=True)
         ]
@@ -147,4 +147,4 @@ def test_raw_pixels_find_few_of_the_low_resolution_queries():
     gallery = np.concatenate([pixels(camid, lambda pid: 1) for camid in (1, 2)])
     squares = (query**2).sum(1)[:, None] + (gallery**2).sum(1) - 2 * query @ gallery.T
     scores = evaluate_single_shot(squares, pids, np.tile(pids, 2))
-    assert 1 / 80 < scores.cmc[0] < 0.2
+    assert 1 / 160 < scores.cmc[0] < 0.2

@@ -84,8 +84,7 @@ def run(tmp_path, build):
                 seen.append((phase, step))
                 yield batch(phase, step)
 
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        try:
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
             variables = train(
                 method or build(NUM_IDS, width=4, epochs=3),
                 batches=batches,
@@ -98,8 +97,6 @@ def run(tmp_path, build):
                 writer=StoppingWriter(workdir / "metrics.jsonl", stop_at),
                 settings=Settings(1, checkpoint_every_steps, max_skipped_in_a_row),
             )
-        finally:
-            checkpoints.close()
         return SimpleNamespace(variables=variables, seen=seen, workdir=workdir)
 
     return run

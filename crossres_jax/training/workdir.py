@@ -1,0 +1,123 @@
+"""The folder of a run: which config and protocol it belongs to."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from crossres_jax.training.writer import write_json
+
+PACKAGES = (
+    *("jax", "flax", "optax", "orbax-checkpoint"),
+    *("tensorflow-datasets", "numpy", "pillow"),
+)
+
+# What may differ between two starts of a run, because no weight depends on it.
+FREE = (
+    "config.data.dir",
+    "config.data.cache_dir",
+    "config.data.eval_batch_size",
+    "config.evaluation",
+    "config.train",
+)
+
+
+def resolve(wanted: dict | None, workdir: Path, mode: str) -> dict:
+    """The config of the run in a folder, before anything is written.
+
+    Args:
+      wanted: the config asked for; None to take the one of the run that is there.
+      workdir: the folder of the run; it need not exist.
+      mode: "train" or "evaluate".
+
+    Returns:
+      The config to run.
+
+    Raises:
+      ValueError: if the folder holds a run of another config or something else, or if
+        there is nothing to evaluate.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        stored = json.loads(path.read_text()).get("config")
+        if not isinstance(stored, dict):
+            raise ValueError(f"{path} is no run's; choose another --workdir.")
+        if differences := list(differing(stored, wanted or stored)):
+            raise ValueError(
+                f"{workdir} holds a run of another config:\n  "
+                + "\n  ".join(differences)
+                + "\nNothing was changed. Choose another --workdir, or give the run's "
+                "own config."
+            )
+        return wanted or stored
+    if not wanted or mode == "evaluate":
+        raise ValueError(
+            f"{workdir} holds no run (no config.json), and "
+            + ("--mode=evaluate needs a finished run." if wanted else "no --config.")
+        )
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"{workdir} is not empty and holds no run; choose another --workdir."
+        )
+    return wanted
+
+
+def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
+    """Makes the folder of a run, or checks that its protocol is still the same.
+
+    Args:
+      workdir: the folder.
+      config: goes into `config.json`, with package versions and the git id of `source`.
+      manifest: goes into `manifest.json`.
+      source: a folder of the checkout that runs.
+
+    Raises:
+      ValueError: if the folder was begun under another manifest.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "manifest.json"
+    if path.exists():
+        before = json.loads(path.read_text())["sha256"]
+        if before != manifest["sha256"]:
+            raise ValueError(
+                f"{workdir} was begun under another protocol: its manifest is "
+                f"{before[:12]}, now it would be {manifest['sha256'][:12]}. Nothing "
+                "was changed. Go back to the code of that run, or choose another "
+                "--workdir."
+            )
+        return
+    write_json(workdir / "config.json", {"config": config, **_circumstances(source)})
+    write_json(path, manifest)
+
+
+def differing(stored, wanted, path="config") -> Iterator[str]:
+    """Lines that name every value but the `FREE` ones in which two dicts differ."""
+    if path in FREE:
+        return
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted({*stored, *wanted}):
+            yield from differing(stored.get(key), wanted.get(key), f"{path}.{key}")
+    elif stored != wanted:
+        yield f"{path}: the run has {stored!r}, asked for is {wanted!r}"
+
+
+def _circumstances(source):
+    command = ["git", "-C", source, "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        git = ""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": git.strip() or None,
+    }
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
