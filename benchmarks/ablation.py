@@ -5,11 +5,11 @@
         -- --config.data.dir=DIR
 
 Rows: (a) raw pixels, the untrained network, (b) HRNet-ReID-H, trained on HR images,
-(c) HRNet-ReID-L, trained on the MLR set alone, (d) PS-HRNet, and (d) without L_SR and
-L_PS. Every run is one of launch.py in its own folder; a finished one is not repeated.
-Arguments after `--` go to every run. Prints a Markdown table of means ± standard
-deviations over the seeds; `--into=docs/results.md:demo` also puts it between the lines
-`<!-- demo -->` and `<!-- /demo -->` of that file.
+(c) HRNet-ReID-L, trained on the MLR set alone, (d) PS-HRNet. Every run is one of
+launch.py in its own folder; a finished one is not repeated. Arguments after `--` go to
+every run. Prints a Markdown table of means ± standard deviations over the seeds;
+`--into=docs/results.md:demo` also puts it between the lines `<!-- demo -->` and
+`<!-- /demo -->` of that file.
 """
 
 import argparse
@@ -22,20 +22,17 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 UNTRAINED = ("--config.method.epochs_h=0", "--config.method.epochs_l=0")
-WITHOUT_LOSSES = ("--config.method.lambda_sr=0.0", "--config.method.lambda_ps=0.0")
 ROWS = {  # name → (option of configs/ps_hrnet.py, further flags)
     "untrained": ("", UNTRAINED),
     "(b) H on HR images": ("hr", ()),
     "(c) L without SR and PS": ("id", ()),
-    "(d) without L_SR and L_PS": ("", WITHOUT_LOSSES),
     "(d) PS-HRNet": ("", ()),
 }
-SUFFIXES = {UNTRAINED: "-untrained", WITHOUT_LOSSES: "-without"}
 
 
 def run(out, arg, option, seed, flags, row_flags):
     """Runs launch.py where that has not been done, and returns its results."""
-    name = f"{option or 'full'}{SUFFIXES.get(row_flags, '')}-{seed}"
+    name = f"{option or 'full'}{'-untrained' if row_flags else ''}-{seed}"
     if not (out / name / "results.json").exists():
         argument = ",".join(part for part in (arg, option) if part)
         command = [
