@@ -3,11 +3,15 @@
 python launch.py --config=configs/ps_hrnet.py [--workdir=DIR] [--config.a.b=value]
 """
 
+import dataclasses
+import errno
 import json
 import os
 import re
+import signal
 import sys
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -17,10 +21,10 @@ from ml_collections import ConfigDict, config_flags
 from crossres_jax import methods
 from crossres_jax.report import write_report
 from crossres_jax.training.checkpoint import Checkpoints
-from crossres_jax.training.evaluate import compare, embed_images
-from crossres_jax.training.loop import NonFiniteLossError, Settings, train
+from crossres_jax.training.evaluate import compare, embed_images, mean_and_std
+from crossres_jax.training.loop import NonFiniteLossError, Settings, Stopped, train
 from crossres_jax.training.sharding import check_divisible, make_mesh
-from crossres_jax.training.workdir import begin, resolve
+from crossres_jax.training.workdir import begin, locked, resolve
 from crossres_jax.training.writer import MetricsWriter, write_json
 from input_pipeline import pipeline
 
@@ -34,21 +38,30 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "'evaluate' never trains."
 )
+SPLITS = flags.DEFINE_integer(
+    "num_splits",
+    0,
+    "Runs the splits 0 … N−1, each in a folder of its own in the workdir.",
+    lower_bound=0,
+)
 AT_LEAST = {
     "seed": 0,
     "data.seed": 0,
     "data.split": 0,
+    "data.val_ids": 0,
     "data.num_ids": 1,
     "data.num_instances": 1,
     "data.eval_batch_size": 1,
     "train.log_every_steps": 1,
     "train.checkpoint_every_steps": 1,
+    "train.keep_checkpoints": 1,
     "train.max_skipped_in_a_row": 0,
+    "train.max_rollbacks": 0,
     "evaluation.num_draws": 1,
 }
 
 
-def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
+def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) -> dict:
     """Trains what is left to train, evaluates, and returns `results.json`."""
     check_values(config)
     mesh = make_mesh()
@@ -62,28 +75,55 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
     method_options = config.method.to_dict()
     name = method_options.pop("name")
     method = methods.load(name)(data.plan.num_classes, **method_options)
-    total = sum(phase.epochs for phase in method.phases) * data.steps_per_epoch
 
-    def batches(phase, start_step, num_steps):
+    def batches(phase, start_step, num_steps, rollbacks):
         # By the phase's name: an ablation without phase h still sees l's batches.
-        seed = zlib.crc32(f"{config.seed} {method.phases[phase].name}".encode())
+        source = f"{config.seed} {method.phases[phase].name}" + " again" * rollbacks
         return pipeline.train_batches(
-            data, seed=seed, start_step=start_step, num_steps=num_steps
+            data,
+            seed=zlib.crc32(source.encode()),
+            start_step=start_step,
+            num_steps=num_steps,
         )
 
-    example = next(batches(0, 0, 1))
+    def evaluate(method, variables, sides, stop):
+        query, gallery = (
+            embed_images(
+                method,
+                variables,
+                until(stop, pipeline.eval_batches(data, side)),
+                mesh,
+                role=role,
+            )
+            for side, role in zip(sides, ("query", "gallery"), strict=True)
+        )
+        return compare(method, query, gallery, **config.evaluation)
+
+    def validate(variables):
+        plain = dataclasses.replace(method, restore=None)  # its pictures do not count
+        sides = "val_query", "val_gallery"
+        results = evaluate(plain, variables, sides, stop=lambda: False).results
+        return {name: results[name] for name in ("rank1", "mAP")}
+
+    example = next(batches(0, 0, 1, 0))
     jax.eval_shape(method.init, jax.random.key(0), example)  # before anything is kept
 
-    begin(workdir, json.loads(config.to_json()), data.manifest, Path(__file__).parent)
-    announce(config, data, mesh, workdir)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        done = checkpoints.latest_step() or 0
-        if mode == "evaluate" and done != total:
+    settings = config.train.to_dict()
+    keep = settings.pop("keep_checkpoints")
+    source = Path(__file__).parent
+    with (
+        locked(workdir),
+        Checkpoints(workdir / "checkpoints", keep=keep) as checkpoints,
+    ):
+        begin(workdir, json.loads(config.to_json()), data.manifest, source)
+        announce(config, data, mesh, workdir)
+        total = sum(phase.epochs for phase in method.phases) * data.steps_per_epoch
+        if mode == "evaluate" and (done := checkpoints.latest_step() or 0) != total:
             raise ValueError(
                 f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
                 f"found {done} steps. Train it first, without --mode."
             )
-        variables = train(
+        variables, step = train(
             method,
             batches=batches,
             steps_per_epoch=data.steps_per_epoch,
@@ -93,57 +133,104 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> dict:
             mesh=mesh,
             checkpoints=checkpoints,
             writer=MetricsWriter(workdir / "metrics.jsonl"),
-            settings=Settings(**config.train),
+            settings=Settings(**settings),
+            stop=stop,
+            validate=validate if config.data.val_ids else None,
         )
-    query, gallery = (
-        embed_images(
-            method, variables, pipeline.eval_batches(data, side), mesh, role=side
+        evaluation = evaluate(method, variables, ("query", "gallery"), stop)
+        results = {
+            "method": name,
+            "dataset": data.plan.protocol.dataset,
+            "protocol": data.plan.protocol.name,
+            "manifest_sha256": data.manifest["sha256"],
+            "phase": method.phases[-1].name,
+            "step": step,
+            **evaluation.results,
+        }
+        write_json(workdir / "results.json", results)
+        write_report(
+            workdir / "report",
+            results,
+            evaluation,
+            method,
+            variables,
+            load=lambda side, rows: pipeline.load_images(data, side, rows),
         )
-        for side in ("query", "gallery")
-    )
-    evaluation = compare(method, query, gallery, **config.evaluation)
-    results = {
-        "method": name,
-        "dataset": data.plan.protocol.dataset,
-        "protocol": data.plan.protocol.name,
-        "manifest_sha256": data.manifest["sha256"],
-        "phase": method.phases[-1].name,
-        "step": total,
-        **evaluation.results,
-    }
-    write_json(workdir / "results.json", results)
-    write_report(
-        workdir / "report",
-        results,
-        evaluation,
-        method,
-        variables,
-        load=lambda side, rows: pipeline.load_images(data, side, rows),
-    )
+    summarize(results, workdir)
     return results
 
 
+def run_splits(wanted: dict, workdir: Path, mode: str, stop: Callable[[], bool]):
+    """Runs the splits 0 … N − 1 in the folders `split-…`; means go to the workdir."""
+    if not wanted:
+        raise ValueError("--num_splits needs --config.")
+    if (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} holds a single run; choose another --workdir.")
+    names = [f"split-{split}" for split in range(SPLITS.value)]
+    runs = []
+    for split, name in enumerate(names):
+        wanted["data"]["split"] = split
+        config = ConfigDict(resolve(wanted, workdir / name, mode))
+        runs.append(run(config, workdir / name, mode, stop))
+        jax.clear_caches()  # the next split compiles programs of its own
+    same = {key: runs[0][key] for key in ("method", "dataset", "protocol")}
+    results = {**same, "runs": names, **mean_and_std(runs)}
+    write_json(workdir / "results.json", results)
+    summarize_splits(results, workdir)
+
+
 def main(argv):
-    """Resolves config and workdir, then runs; foreseen errors end in one message."""
+    """Runs what the flags ask for; foreseen errors end in one message."""
     if len(argv) > 1:
         sys.exit(f"launch.py: unexpected {' '.join(argv[1:])}; did you mean --…?")
     debug = FLAGS.verbosity > 0
     if not debug:
-        logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
+        logging.set_verbosity(logging.WARNING)
+        # Orbax's own log: whatever matters comes as an exception too.
+        logging.get_absl_logger().setLevel("CRITICAL")
     jax.config.update("jax_compilation_cache_dir", compilation_cache())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    stop = catch_signals()
     try:
         if CONFIG.value is None and not WORKDIR.value:
             raise ValueError("give --config=configs/METHOD.py, or a run's --workdir.")
         workdir = Path(WORKDIR.value or default_workdir())
         wanted = CONFIG.value and json.loads(CONFIG.value.to_json())
-        config = ConfigDict(resolve(wanted, workdir, MODE.value))
-        results = run(config, workdir, MODE.value)
+        if SPLITS.value:
+            run_splits(wanted, workdir, MODE.value, stop)
+        else:
+            config = ConfigDict(resolve(wanted, workdir, MODE.value))
+            run(config, workdir, MODE.value, stop)
+    except Stopped as error:
+        print(f"launch.py: stopped {error}; the same command goes on.", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
     except (ValueError, OSError, NonFiniteLossError) as error:
         if debug:
             raise
-        sys.exit(f"launch.py: {error}")
-    summarize(results, workdir)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        advice = f". Make room for {workdir}, and the same command goes on."
+        sys.exit(f"launch.py: {error}{advice if full else ''}")
+
+
+def catch_signals() -> Callable[[], bool]:
+    """Whether SIGTERM or Ctrl-C has come; a second one ends the process at once."""
+    received = []
+
+    def handle(number, _):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    return lambda: bool(received)
+
+
+def until(stop: Callable[[], bool], batches: Iterable[dict]) -> Iterator[dict]:
+    """The batches; raises `Stopped` when `stop` says so."""
+    for batch in batches:
+        if stop():
+            raise Stopped("before the evaluation was done")
+        yield batch
 
 
 def check_values(config):
@@ -203,6 +290,15 @@ def summarize(results, workdir):
         sr = results["sr"]
         print(f"PSNR {sr['psnr']:.2f} dB, bicubic {sr['psnr_bicubic']:.2f} dB")
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report' / 'index.html'}")
+
+
+def summarize_splits(results, workdir):
+    """The means over the splits, and where they lie."""
+    mean, std = results["mean"], results["std"]
+    scores = {"Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10", "mAP": "mAP"}
+    cells = (f"{n} {mean[key]:.1f} ± {std[key]:.1f}" for n, key in scores.items())
+    print("  ".join(cells) + f"  (%, {len(results['runs'])} splits)")
+    print(f"Results: {workdir / 'results.json'}")
 
 
 def parse_flags(argv):

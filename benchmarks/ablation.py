@@ -1,13 +1,13 @@
-"""What each part of PS-HRNet contributes, by the main command, over several seeds.
+"""What each part of PS-HRNet contributes, by the main command, over seeds or splits.
 
     python benchmarks/ablation.py --out=runs/ablation
     python benchmarks/ablation.py --out=runs/viper --arg=mlr_viper,narrow \
-        -- --config.data.dir=DIR
+        --vary=data.split --values=0,1 -- --config.data.dir=DIR
 
 Rows: (a) raw pixels, the untrained network, (b) HRNet-ReID-H, trained on HR images,
 (c) HRNet-ReID-L, trained on the MLR set alone, (d) PS-HRNet. Every run is one of
 launch.py in its own folder; a finished one is not repeated. Arguments after `--` go to
-every run. Prints a Markdown table of means ± standard deviations over the seeds;
+every run. Prints a Markdown table of means ± sample standard deviations;
 `--into=docs/results.md:demo` also puts it between the lines `<!-- demo -->` and
 `<!-- /demo -->` of that file.
 """
@@ -30,9 +30,10 @@ ROWS = {  # name → (option of configs/ps_hrnet.py, further flags)
 }
 
 
-def run(out, arg, option, seed, flags, row_flags):
+def run(out, arg, option, varied, flags, row_flags):
     """Runs launch.py where that has not been done, and returns its results."""
-    name = f"{option or 'full'}{'-untrained' if row_flags else ''}-{seed}"
+    field, value = varied
+    name = f"{option or 'full'}{'-untrained' if row_flags else ''}-{value}"
     if not (out / name / "results.json").exists():
         argument = ",".join(part for part in (arg, option) if part)
         command = [
@@ -40,7 +41,7 @@ def run(out, arg, option, seed, flags, row_flags):
             ROOT / "launch.py",
             f"--config={ROOT / 'configs' / 'ps_hrnet.py'}:{argument}",
             f"--workdir={out / name}",
-            f"--config.seed={seed}",
+            f"--config.{field}={value}",
             *flags,
             *row_flags,
         ]
@@ -99,29 +100,36 @@ def table(rows):
                 continue
             values = [value(result) for result in results]
             digits = 2 if column.startswith("PSNR") else 1
-            spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.{digits}f}{spread}")
+            cell = f"{np.mean(values):.{digits}f}"
+            if len(values) > 1:
+                cell += f" ± {np.std(values, ddof=1):.{digits}f}"
+            cells.append(cell)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main():
-    """Runs every row with every seed, and prints the table."""
+    """Runs every row with every value, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arg", default="", help="PROTOCOL[,OPTION…] of the config")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--vary", default="seed", help="field of the config")
+    parser.add_argument("--values", default="0,1,2", help="of that field")
     parser.add_argument("--into", help="FILE:SECTION that receives the table")
     parser.add_argument("flags", nargs="*", help="after --, for every run")
     arguments = parser.parse_args()
-    seeds = arguments.seeds.split(",")
-    out, arg = arguments.out, arguments.arg
+    out, arg, values = arguments.out, arguments.arg, arguments.values.split(",")
     rows = {
-        name: [run(out, arg, option, seed, arguments.flags, flags) for seed in seeds]
+        name: [
+            run(out, arg, option, (arguments.vary, value), arguments.flags, flags)
+            for value in values
+        ]
         for name, (option, flags) in ROWS.items()
     }
-    first = out / f"full-{seeds[0]}" / "config.json"
-    rows = {"(a) raw pixels": [raw_pixels(first)], **rows}
+    configs = [out / f"full-{value}" / "config.json" for value in values]
+    if arguments.vary == "seed":  # of the network, which pixels do not have
+        configs = configs[:1]
+    rows = {"(a) raw pixels": [raw_pixels(path) for path in configs], **rows}
     print(table(rows))
     if arguments.into:
         path, _, section = arguments.into.partition(":")

@@ -3,9 +3,11 @@
     python benchmarks/full_size.py [--steps=1]
 
 24 pairs of 256×128, VIPeR's 316 identities; float32 and bfloat16, with and without
-recomputation of the blocks (`jax.checkpoint`). Prints parameters, compile time, the
-memory and the FLOPs that XLA states for the compiled step, and the time of `--steps`
-real steps in float32 without recomputation. Each variant compiles in its own process.
+recomputation of the blocks (`jax.checkpoint`). Prints parameters, what the forward
+pass stores for the backward pass (JAX's own count, the same on every machine), compile
+time, the memory and the FLOPs that XLA states for the compiled step, and the time of
+`--steps` real steps in float32 without recomputation. Each variant compiles in its own
+process.
 """
 
 import argparse
@@ -26,6 +28,7 @@ def measure(dtype, remat, steps):
     from crossres_jax import methods
     from crossres_jax.training.optimizer import make_optimizer
     from crossres_jax.training.sharding import make_mesh
+    from crossres_jax.training.state import merge, split
     from crossres_jax.training.step import init_state, make_train_step
 
     rng = np.random.default_rng(0)
@@ -48,6 +51,18 @@ def measure(dtype, remat, steps):
 
     key = jax.random.key(0, impl="rbg")
     state = jax.eval_shape(init, key)
+    trained, frozen = split(state.params, phase.trains)
+
+    def backward(trained, frozen, batch_stats, batch):
+        def loss(trained):
+            params = merge(trained, frozen)
+            return phase.loss(params, batch_stats, batch, jax.random.key(1)).loss
+
+        return jax.vjp(loss, trained)[1]  # a tree of what it needs
+
+    stored = jax.eval_shape(backward, trained, frozen, state.batch_stats, batch)
+    stored_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stored))
+
     step = make_train_step(phase, optimizer, make_mesh(jax.devices()[:1]))
     began = time.monotonic()
     compiled = step.lower(state, batch, jax.random.key(1)).compile()
@@ -59,6 +74,7 @@ def measure(dtype, remat, steps):
             name: sum(x.size for x in jax.tree.leaves(part))
             for name, part in state.params.items()
         },
+        "stored_GiB": round(stored_bytes / 2**30, 3),
         "compile_seconds": round(time.monotonic() - began, 1),
         "arguments_GiB": round(memory.argument_size_in_bytes / 2**30, 3),
         "temporaries_GiB": round(memory.temp_size_in_bytes / 2**30, 3),

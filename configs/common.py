@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     config.data.cache_dir = ""  # built data sets; '' is TFDS's ~/tensorflow_datasets
     config.data.seed = 0  # of the protocol: splits and scales
     config.data.split = 0  # the number of the random split
+    config.data.val_ids = 0  # training identities held out to choose the checkpoint
     config.data.kernel = ""  # of the down-sampling; '' is the protocol's own
     config.data.image_size = (64, 32)  # height, width
     config.data.num_ids = 6  # P
@@ -26,7 +27,9 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 500
-    config.train.max_skipped_in_a_row = 5
+    config.train.keep_checkpoints = 2  # the newest; the best is kept besides
+    config.train.max_skipped_in_a_row = 5  # non-finite steps, then a rollback
+    config.train.max_rollbacks = 2  # to the last checkpoint, then the run ends
 
     config.evaluation = ConfigDict()
     config.evaluation.num_draws = 100  # galleries of the single-shot protocol

@@ -42,6 +42,7 @@ def open_data(config) -> Data:
         dir: folder of the official archives, '' where none is needed;
         cache_dir: where the built data sets are kept, '' for TFDS's own place;
         seed, split: int, which of the protocol's random splits;
+        val_ids: how many training identities to hold out;
         kernel: of the down-sampling, '' for the protocol's own;
         image_size: (height, width) of the batches;
         num_ids, num_instances: P and K of the training batches;
@@ -113,11 +114,11 @@ def train_batches(data, *, seed, start_step, num_steps) -> Iterator[Batch]:
 
 
 def eval_batches(data, side) -> Iterator[Batch]:
-    """All images of one test side, in order and without augmentation.
+    """All images of one searched side, in order and without augmentation.
 
     Args:
       data: from `open_data`.
-      side: "query" or "gallery".
+      side: "query" or "gallery", or "val_query" or "val_gallery".
 
     Yields:
       Dicts as from `train_batches`, of exactly `eval_batch_size` rows, with pid: (B,)
@@ -234,6 +235,7 @@ def _find_protocol(config):
         seed=config.seed,
         split=config.split,
         kernel=config.kernel or protocol.kernel,
+        val_ids=config.val_ids,
     )
 
 

@@ -7,6 +7,7 @@ list of images on each side, whose fingerprint (`manifest`) goes with every resu
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from crossres_jax import sampling
 
 KERNELS = ("area", "bilinear", "bicubic", "lanczos")
+SEARCHED = (("query", "gallery"), ("val_query", "val_gallery"))  # in each other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,10 @@ class Protocol:
     equal parts as there are scales, and part i is down-sampled by `scales[i]`, as SING
     does (Jiao et al., AAAI 2018). Query are the test images of `lr_camera`, gallery
     those of all other cameras.
+
+    With `val_ids`, so many of the training identities are held out, the same share of
+    every scale. Their images become a query and a gallery on which a checkpoint can be
+    chosen without a look at the test identities, which stay the same.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Protocol:
     kernel: str = "bicubic"  # of down-sampling, one of KERNELS
     seed: int = 0
     split: int = 0  # the number of the random split
+    val_ids: int = 0  # training identities that are held out
 
 
 PROTOCOLS = {
@@ -91,6 +98,8 @@ class Plan(NamedTuple):
     train: Images
     query: Images
     gallery: Images
+    val_query: Images  # of the held-out training identities; empty without any
+    val_gallery: Images
     num_classes: int  # training identities
 
 
@@ -106,8 +115,8 @@ def make_plan(protocol, index):
       A `Plan`; the images of each side are in the order of the records.
 
     Raises:
-      ValueError: if the data set has too few identities, a test identity without an
-        image on either side, or the kernel is unknown.
+      ValueError: if the data set has too few identities, if a test or held-out identity
+        has no image on either side, or if the kernel is unknown.
     """
     if protocol.kernel not in KERNELS:
         raise ValueError(
@@ -127,13 +136,15 @@ def make_plan(protocol, index):
         identities[order],
         [protocol.num_train, protocol.num_train + protocol.num_test],
     )
-    in_lr_camera = index.camid == protocol.lr_camera
-    in_train = np.isin(index.pid, train_pids)
-    in_test = np.isin(index.pid, test_pids)
-
     scale_of = _cut_into_scales(train_pids, protocol.scales)
     scale_of |= _cut_into_scales(test_pids, protocol.scales)
+    train_pids, val_pids = _hold_out(train_pids, protocol)
     label_of = {pid: label for label, pid in enumerate(sorted(train_pids.tolist()))}
+
+    in_lr_camera = index.camid == protocol.lr_camera
+    in_train, in_val, in_test = (
+        np.isin(index.pid, pids) for pids in (train_pids, val_pids, test_pids)
+    )
 
     def images(chosen):
         record = np.flatnonzero(chosen)
@@ -157,42 +168,63 @@ def make_plan(protocol, index):
         train=images(in_train),
         query=images(in_test & in_lr_camera),
         gallery=images(in_test & ~in_lr_camera),
+        val_query=images(in_val & in_lr_camera),
+        val_gallery=images(in_val & ~in_lr_camera),
         num_classes=len(train_pids),
     )
-    _check_every_identity(plan, test_pids)
+    for pids, sides in (
+        (test_pids, ("query", "gallery")),
+        (val_pids, ("val_query", "val_gallery")),
+    ):
+        _check_every_identity(plan, pids, sides)
     return plan
 
 
-def _check_every_identity(plan, test_pids):
-    for side in ("query", "gallery"):
-        missing = np.setdiff1d(test_pids, getattr(plan, side).pid)
+def _hold_out(train_pids, protocol):
+    """(identities that train, identities held out), both in the split's order."""
+    num_train, num_held_out = len(train_pids), protocol.val_ids
+    if num_held_out > num_train - 2:
+        raise ValueError(
+            f"val_ids holds out {num_held_out} of {num_train} training identities, and "
+            "at least two must be left to train on."
+        )
+    # The order is random, and equally long stretches of it have the same scale.
+    chosen = np.arange(num_held_out) * num_train // max(num_held_out, 1)
+    held_out = np.isin(np.arange(num_train), chosen)
+    return train_pids[~held_out], train_pids[held_out]
+
+
+def _check_every_identity(plan, pids, sides):
+    for side in sides:
+        missing = np.setdiff1d(pids, getattr(plan, side).pid)
         if len(missing):
             raise ValueError(
-                f"Protocol {plan.protocol.name} needs an image of every test identity "
-                f"in {side}, found none of the identities {_some(missing.tolist())}."
+                f"Protocol {plan.protocol.name} needs an image of every identity that "
+                f"is searched for in {side}, found none of the identities "
+                f"{_some(missing.tolist())}."
             )
 
 
 def check_disjoint(plan, sha256):
-    """Checks that nothing of the test sides is seen in training, nor twice in testing.
+    """Checks that nothing of one side is seen on another where it must not be.
 
     Args:
       plan: a `Plan`.
       sha256: (N,) str digest of the encoded bytes of every record.
 
     Raises:
-      ValueError: if an identity is on both the training and a test side, or if two
-        sides share an image: the same record, or another record of the same bytes.
+      ValueError: if two of the three groups of identities (training, held out, test)
+        share one, or if two sides share an image: the same record, or another record
+        of the same bytes.
     """
-    for side in ("query", "gallery"):
-        shared = np.intersect1d(plan.train.pid, getattr(plan, side).pid)
-        if len(shared):
+    for one, other in itertools.combinations(_sides(plan), 2):
+        a, b = getattr(plan, one), getattr(plan, other)
+        shared = np.intersect1d(a.pid, b.pid)
+        if len(shared) and (one, other) not in SEARCHED:
             raise ValueError(
                 f"Protocol {plan.protocol.name} leaks: the identities "
-                f"{_some(shared.tolist())} are both in train and in {side}."
+                f"{_some(shared.tolist())} are both in {one} and in {other}."
             )
-    for one, other in (("train", "query"), ("train", "gallery"), ("query", "gallery")):
-        a, b = getattr(plan, one), getattr(plan, other)
         in_both = np.isin(sha256[a.record], sha256[b.record])
         if in_both.any():
             raise ValueError(
@@ -202,6 +234,15 @@ def check_disjoint(plan, sha256):
             )
 
 
+def _sides(plan):
+    """Names of the sides that have images."""
+    return [
+        name
+        for name, side in plan._asdict().items()
+        if isinstance(side, Images) and len(side.pid)
+    ]
+
+
 def manifest(plan):
     """What exactly was trained and tested on, as a JSON-able dict.
 
@@ -209,7 +250,7 @@ def manifest(plan):
     camid, scale and size, but no pixels: equal hashes mean equal protocols.
     """
     fields = dataclasses.asdict(plan.protocol)
-    sides = {side: getattr(plan, side) for side in ("train", "query", "gallery")}
+    sides = {side: getattr(plan, side) for side in _sides(plan)}
     lines = [
         f"{side} {name} {pid} {camid} x{scale} {width}x{height}"
         for side, images in sides.items()
@@ -219,7 +260,9 @@ def manifest(plan):
             strict=True,
         )
     ]
-    text = "\n".join([json.dumps(fields, sort_keys=True), *sorted(lines)])
+    # The lines tell who is held out, and the hash stays the same where nobody is.
+    head = {name: value for name, value in fields.items() if name != "val_ids"}
+    text = "\n".join([json.dumps(head, sort_keys=True), *sorted(lines)])
     counts = {
         side: {
             "identities": len(np.unique(images.pid)),

@@ -105,7 +105,7 @@ def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, fol
     before = {p: p.read_bytes() for p in (folder / "finished").rglob("*.json*")}
     process = launch(*config, "--config.method.width=8", "--workdir=finished")
     assert process.returncode != 0
-    assert "config.method.width: the run has 16, asked for is 8" in process.stderr
+    assert "config.method.width: the run has 16, now it is 8" in process.stderr
     assert "Traceback" not in process.stderr
     assert before == {p: p.read_bytes() for p in (folder / "finished").rglob("*.json*")}
 
@@ -118,6 +118,7 @@ def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, fol
         (["config.method.width=8"], "unexpected config.method.width=8"),
         (["--config.method.name=foo.bar"], "no method named 'foo.bar'"),
         (["--config.data.seed=-1"], "config.data.seed must be at least 0, found -1"),
+        (["--config.data.val_ids=7"], "val_ids holds out 7 of 8 training identities"),
         (["--config.train.log_every_steps=0"], "config.train.log_every_steps must be"),
         (["--config.evaluation.ap=voc"], "config.evaluation.ap must be 'step' or"),
         (
@@ -154,14 +155,51 @@ def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
     assert results["trials"]["count"] == 7
 
 
+def test_splits_run_in_their_own_folders_and_end_in_means(launch, config, folder):
+    flags = (*config, "--config.data.val_ids=3", "--config.train.log_every_steps=1")
+    process = launch(*flags, "--num_splits=2", "--workdir=splits")
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"Rank-1 .* ± .* mAP .* ± .*\(%, 2 splits\)", process.stdout)
+    results = json.loads((folder / "splits" / "results.json").read_text())
+    assert results["runs"] == ["split-0", "split-1"]
+    runs, manifests = [], []
+    for split, name in enumerate(results["runs"]):
+        run = folder / "splits" / name
+        runs.append(json.loads((run / "results.json").read_text()))
+        manifests.append(json.loads((run / "manifest.json").read_text()))
+        assert manifests[-1]["protocol"]["split"] == split
+        assert manifests[-1]["counts"]["val_query"]["identities"] == 3
+        # The best checkpoint on the held-out identities is the one that counts.
+        steps = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
+        scored = [step for step in steps if "validation" in step]
+        best = max(scored, key=lambda step: step["validation"]["mAP"])
+        assert runs[-1]["step"] == best["step"]
+    assert manifests[0]["sha256"] != manifests[1]["sha256"]
+    for key in ("rank1", "mAP"):
+        values = [run[key] for run in runs]
+        assert results["mean"][key] == pytest.approx(sum(values) / 2, abs=1e-3)
+        spread = abs(values[0] - values[1]) / 2**0.5  # of a sample of two
+        assert results["std"][key] == pytest.approx(spread, abs=1e-3)
+
+
+def test_splits_do_not_overwrite_a_single_run(finished, launch, config, folder):
+    before = (folder / "finished" / "results.json").read_bytes()
+    process = launch(*config, "--num_splits=2", "--workdir=finished")
+    assert process.returncode != 0
+    assert "finished holds a single run" in process.stderr
+    assert (folder / "finished" / "results.json").read_bytes() == before
+
+
 def test_a_run_of_another_protocol_is_left_alone(finished, launch, config, folder):
     manifest = folder / "finished" / "manifest.json"
     text = manifest.read_text()
-    changed = json.loads(text) | {"sha256": "0" * 64}
+    changed = json.loads(text)
+    changed["counts"]["query"]["images"] = 99
     manifest.write_text(json.dumps(changed))
     process = launch(*config, "--workdir=finished")
     assert process.returncode != 0
     assert "was begun under another protocol" in process.stderr
+    assert "manifest.counts.query.images: the run has 99, now it is 8" in process.stderr
     assert json.loads(manifest.read_text()) == changed
     manifest.write_text(text)
 

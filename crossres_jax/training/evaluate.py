@@ -1,6 +1,7 @@
 """Query and gallery → features → distances → scores, in pieces that fit in memory."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from crossres_jax.metrics import (
 from crossres_jax.training.sharding import prefetch, replicated, sharded
 
 RANKS = (1, 5, 10, 20)
+SCORES = (*(f"rank{r}" for r in RANKS), "mAP", "mINP")
 MAX_PSNR = 100.0  # dB; a flat picture that is restored exactly would make it infinite
 
 
@@ -66,12 +68,7 @@ def embed_images(
       mesh: the devices.
       role: "query" or "gallery".
     """
-    embed = jax.jit(
-        lambda variables, batch: method.embed(
-            variables, batch["lr"], role=role, resolution=batch["resolution"]
-        ),
-        in_shardings=(replicated(mesh), sharded(mesh)),
-    )
+    embed = _jitted_embed(method.embed, mesh, role)
     restore = role == "query" and method.restore and jax.jit(method.restore)
 
     features, labels, quality = [], [], []
@@ -94,6 +91,17 @@ def embed_images(
             key: np.concatenate([part[key] for part in quality])
             for key in (quality[0] if quality else ())
         },
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted_embed(embed, mesh, role):
+    """Kept, so that validation compiles it once and not at every checkpoint."""
+    return jax.jit(
+        lambda variables, batch: embed(
+            variables, batch["lr"], role=role, resolution=batch["resolution"]
+        ),
+        in_shardings=(replicated(mesh), sharded(mesh)),
     )
 
 
@@ -186,6 +194,29 @@ def compare(
             key: round(float(values.mean()), 4) for key, values in query.quality.items()
         }
     return Evaluation(results, shown, np.array(ranked))
+
+
+def mean_and_std(runs: Sequence[Mapping]) -> dict:
+    """Mean and sample standard deviation of several runs' results, number by number.
+
+    Args:
+      runs: `Evaluation.results`, one per split or seed.
+
+    Returns:
+      `{"mean": …, "std": …}`, each with the scores of one run; std is 0 for one run.
+    """
+    scores = [
+        {key: run[key] for key in (*SCORES, "by_scale", "sr") if key in run}
+        for run in runs
+    ]
+
+    def over_runs(function):
+        return jax.tree.map(lambda *x: round(float(function(x)), 3), *scores)
+
+    return {
+        "mean": over_runs(np.mean),
+        "std": over_runs(lambda x: np.std(x, ddof=1) if len(x) > 1 else 0.0),
+    }
 
 
 def _distance_blocks(method, query, gallery, chunk_size):

@@ -19,6 +19,7 @@ class TrainState:
       opt_state: optimiser state of the part that the current phase trains.
       skipped: () int32, steps of this phase whose update was skipped as not finite.
       skipped_in_a_row: () int32, how many of the latest steps were skipped.
+      rollbacks: () int32, how often the run has gone back to a checkpoint.
     """
 
     step: jax.Array
@@ -27,6 +28,7 @@ class TrainState:
     opt_state: Any
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    rollbacks: jax.Array
 
 
 def split(params: Mapping, trains: str) -> tuple[dict, dict]:

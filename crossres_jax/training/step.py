@@ -9,8 +9,10 @@ from crossres_jax.training.sharding import replicated, sharded
 from crossres_jax.training.state import TrainState, merge, split
 
 
-def init_state(params, batch_stats, phase: Phase, optimizer) -> TrainState:
-    """The state at the beginning of a phase."""
+def init_state(
+    params, batch_stats, phase: Phase, optimizer, rollbacks: int = 0
+) -> TrainState:
+    """The state at the beginning of a phase, after some rollbacks in earlier ones."""
     trained, _ = split(params, phase.trains)
     return TrainState(
         step=jnp.int32(0),
@@ -19,6 +21,7 @@ def init_state(params, batch_stats, phase: Phase, optimizer) -> TrainState:
         opt_state=optimizer.init(trained),
         skipped=jnp.int32(0),
         skipped_in_a_row=jnp.int32(0),
+        rollbacks=jnp.int32(rollbacks),
     )
 
 
@@ -56,7 +59,7 @@ def make_train_step(phase: Phase, optimizer, mesh):
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        new_state = TrainState(
+        new_state = state.replace(
             step=state.step + 1,
             params=merge(keep(updated, trained), frozen),
             batch_stats=keep(output.batch_stats, state.batch_stats),

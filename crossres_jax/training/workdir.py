@@ -1,7 +1,10 @@
 """The folder of a run: which config and protocol it belongs to."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +16,9 @@ PACKAGES = (
     *("jax", "flax", "optax", "orbax-checkpoint"),
     *("tensorflow-datasets", "numpy", "pillow"),
 )
+
+LOCK = "lock"
+BEFORE_A_RUN = {LOCK, "config.json.tmp"}  # what a start that was killed may leave
 
 # What may differ between two starts of a run, because no weight depends on it.
 FREE = (
@@ -57,11 +63,43 @@ def resolve(wanted: dict | None, workdir: Path, mode: str) -> dict:
             f"{workdir} holds no run (no config.json), and "
             + ("--mode=evaluate needs a finished run." if wanted else "no --config.")
         )
-    if workdir.exists() and any(workdir.iterdir()):
+    if workdir.exists() and {path.name for path in workdir.iterdir()} - BEFORE_A_RUN:
         raise ValueError(
             f"{workdir} is not empty and holds no run; choose another --workdir."
         )
     return wanted
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder of a run, which is made if need be.
+
+    The lock ends with the process, however it ends.
+
+    Raises:
+      ValueError: if another process holds it, or the folder cannot be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / LOCK).open("a+")
+    except OSError as error:
+        raise ValueError(
+            f"{workdir} cannot be written to ({error.strerror}); make it writable, or "
+            "choose another --workdir."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{workdir} is in use by {file.read() or 'another process'}. Wait for "
+                "it, stop it, or choose another --workdir."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
@@ -79,13 +117,13 @@ def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "manifest.json"
     if path.exists():
-        before = json.loads(path.read_text())["sha256"]
-        if before != manifest["sha256"]:
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(manifest))
+        if differences := list(differing(before, now, "manifest")):
             raise ValueError(
-                f"{workdir} was begun under another protocol: its manifest is "
-                f"{before[:12]}, now it would be {manifest['sha256'][:12]}. Nothing "
-                "was changed. Go back to the code of that run, or choose another "
-                "--workdir."
+                f"{workdir} was begun under another protocol:\n  "
+                + "\n  ".join(differences)
+                + "\nNothing was changed. Go back to the data and the code of that "
+                "run, or choose another --workdir."
             )
         return
     write_json(workdir / "config.json", {"config": config, **_circumstances(source)})
@@ -100,7 +138,7 @@ def differing(stored, wanted, path="config") -> Iterator[str]:
         for key in sorted({*stored, *wanted}):
             yield from differing(stored.get(key), wanted.get(key), f"{path}.{key}")
     elif stored != wanted:
-        yield f"{path}: the run has {stored!r}, asked for is {wanted!r}"
+        yield f"{path}: the run has {stored!r}, now it is {wanted!r}"
 
 
 def _circumstances(source):

@@ -16,10 +16,17 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl`; TensorBoard's event files are left to others."""
+    """Appends to `metrics.jsonl`; TensorBoard's event files are left to others.
+
+    A last line that was not finished, because the run was killed or the disk full, is
+    dropped.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
+        if self._path.exists():
+            written = self._path.read_bytes()
+            os.truncate(self._path, written.rfind(b"\n") + 1)
 
     def write(self, values: dict) -> None:
         """Appends one object; not-a-number and infinities become null."""

@@ -66,6 +66,7 @@ def make_config(cache_dir):
             "seed": 0,
             "split": 0,
             "kernel": "",
+            "val_ids": 0,
             "image_size": (32, 16),
             "num_ids": 4,
             "num_instances": 3,

@@ -189,6 +189,68 @@ def test_long_list_of_leaked_identities_is_cut():
         protocols.check_disjoint(plan._replace(query=plan.train), INDEX.sha256)
 
 
+HOLDING_OUT = dataclasses.replace(PROTOCOL, val_ids=3)
+
+
+def test_held_out_identities_neither_train_nor_are_tested():
+    plan = make_plan(HOLDING_OUT, INDEX)
+    protocols.check_disjoint(plan, INDEX.sha256)
+    train, val, test = (
+        set(side.pid) for side in (plan.train, plan.val_query, plan.query)
+    )
+    assert (len(train), len(val), plan.num_classes) == (9, 3, 9)
+    assert set(plan.val_gallery.pid) == val
+    assert not train & val and not test & val
+    assert set(plan.train.label) == set(range(9))
+    assert set(plan.val_query.scale) == {2, 3, 4}  # one of each
+    assert set(plan.val_query.camid) == {1} and set(plan.val_gallery.camid) == {0, 2}
+
+
+def test_the_test_side_does_not_depend_on_who_is_held_out():
+    without, holding_out = make_plan(PROTOCOL, INDEX), make_plan(HOLDING_OUT, INDEX)
+    for side in ("query", "gallery"):
+        for one, other in zip(
+            getattr(without, side), getattr(holding_out, side), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+    everybody = {*without.train.name}
+    assert {*holding_out.train.name} < everybody
+    held_out = {*holding_out.val_query.name, *holding_out.val_gallery.name}
+    assert everybody - {*holding_out.train.name} == held_out
+
+
+def test_manifest_tells_who_is_held_out():
+    manifest = protocols.manifest(make_plan(HOLDING_OUT, INDEX))
+    assert manifest["counts"]["val_query"]["identities"] == 3
+    assert manifest["protocol"]["val_ids"] == 3
+    assert (
+        manifest["sha256"] != protocols.manifest(make_plan(PROTOCOL, INDEX))["sha256"]
+    )
+
+
+@pytest.mark.parametrize("side", ["val_query", "val_gallery"])
+def test_a_held_out_identity_in_training_is_a_leak(side):
+    plan = make_plan(HOLDING_OUT, INDEX)
+    images = getattr(plan, side)
+    pid = images.pid.copy()
+    pid[0] = plan.train.pid[0]
+    wrong = plan._replace(**{side: images._replace(pid=pid)})
+    with pytest.raises(ValueError, match=f"both in train and in {side}"):
+        protocols.check_disjoint(wrong, INDEX.sha256)
+
+
+def test_a_tested_identity_among_the_held_out_is_a_leak():
+    plan = make_plan(HOLDING_OUT, INDEX)
+    with pytest.raises(ValueError, match="both in query and in val_query"):
+        protocols.check_disjoint(plan._replace(val_query=plan.query), INDEX.sha256)
+
+
+def test_two_identities_must_be_left_to_train_on():
+    protocol = dataclasses.replace(PROTOCOL, val_ids=11)
+    with pytest.raises(ValueError, match="val_ids holds out 11 of 12"):
+        make_plan(protocol, INDEX)
+
+
 def test_too_few_identities_are_refused():
     protocol = dataclasses.replace(PROTOCOL, num_train=15)
     with pytest.raises(ValueError, match=r"needs 15 training and 6 test .*found 20"):

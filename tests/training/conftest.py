@@ -74,18 +74,21 @@ def run(tmp_path, build):
         stop_at=None,
         checkpoint_every_steps=2,
         max_skipped_in_a_row=2,
+        max_rollbacks=0,
+        stop=lambda: False,
+        validate=None,
     ):
         workdir = tmp_path / folder
         workdir.mkdir(exist_ok=True)
         seen = []
 
-        def batches(phase, start_step, num_steps):
+        def batches(phase, start_step, num_steps, rollbacks):
             for step in range(start_step, start_step + num_steps):
                 seen.append((phase, step))
-                yield batch(phase, step)
+                yield batch(phase + 100 * rollbacks, step)
 
         with Checkpoints(workdir / "checkpoints") as checkpoints:
-            variables = train(
+            variables, step = train(
                 method or build(NUM_IDS, width=4, epochs=3),
                 batches=batches,
                 steps_per_epoch=STEPS_PER_EPOCH,
@@ -95,8 +98,17 @@ def run(tmp_path, build):
                 mesh=make_mesh(devices),
                 checkpoints=checkpoints,
                 writer=StoppingWriter(workdir / "metrics.jsonl", stop_at),
-                settings=Settings(1, checkpoint_every_steps, max_skipped_in_a_row),
+                settings=Settings(
+                    log_every_steps=1,
+                    checkpoint_every_steps=checkpoint_every_steps,
+                    max_skipped_in_a_row=max_skipped_in_a_row,
+                    max_rollbacks=max_rollbacks,
+                ),
+                stop=stop,
+                validate=validate,
             )
-        return SimpleNamespace(variables=variables, seen=seen, workdir=workdir)
+        return SimpleNamespace(
+            variables=variables, step=step, seen=seen, workdir=workdir
+        )
 
     return run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossres_jax.methods.contract import LossOutput
-from crossres_jax.training.loop import NonFiniteLossError
+from crossres_jax.training.loop import NonFiniteLossError, Stopped
 
 
 def _metrics(run):
@@ -192,6 +192,106 @@ def test_a_skipped_step_changes_nothing(run, build, spoiled):
 def test_too_many_in_a_row_stop_the_run_with_the_images_names(run, spoiled):
     with pytest.raises(NonFiniteLossError, match=r"step 5: 3 steps.*image32, image33"):
         run(batch=spoiled(2, 3, 4))
+
+
+@pytest.fixture
+def spoiled_at_first(batch_of):
+    """Batches with a NaN at steps 2 to 5, until the run has gone back once."""
+
+    def batch(seed, step):
+        batch = batch_of(seed, step)
+        if step in (2, 3, 4, 5) and seed < 100:
+            batch["lr"][0, 0, 0, 0] = np.nan
+        return batch
+
+    return batch
+
+
+def test_a_rollback_goes_on_from_the_checkpoint_with_other_batches(
+    run, spoiled_at_first, caplog
+):
+    result = run(batch=spoiled_at_first, max_rollbacks=1)
+    # Steps 3 to 5 are seen twice: three are skipped, then the run goes back to step 2.
+    steps = [step for _, step in result.seen]
+    assert steps[-4:] == [2, 3, 4, 5] and steps.count(2) == 2
+    metrics = _metrics(result)
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert metrics[-1]["skipped"] == 0 and metrics[-1]["loss"] is not None
+    assert "Going back to step 2, and on with other batches (rollback 1 of 1)" in (
+        caplog.text
+    )
+
+
+def test_no_checkpoint_is_made_while_steps_are_skipped(run, spoiled, tmp_path):
+    with pytest.raises(NonFiniteLossError):
+        run(batch=spoiled(1, 2, 3, 4), max_skipped_in_a_row=3)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("stop_at", [4, 6, 8])
+def test_a_run_that_was_stopped_after_a_rollback_ends_like_an_unbroken_one(
+    run, spoiled_at_first, stop_at
+):
+    options = {"batch": spoiled_at_first, "max_rollbacks": 1}
+    unbroken = run(folder="unbroken", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder="stopped", stop_at=stop_at, **options)
+    _assert_equal(unbroken.variables, run(folder="stopped", **options).variables)
+
+
+def test_after_the_last_rollback_the_run_ends(run, spoiled_at_first):
+    def always(seed, step):
+        return spoiled_at_first(0, step)
+
+    with pytest.raises(NonFiniteLossError, match=r"step 5: 3 steps in a row"):
+        run(batch=always, max_rollbacks=2)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 6])
+def test_a_run_that_is_asked_to_stop_saves_and_ends_like_an_unbroken_one(run, after):
+    unbroken = run(folder="unbroken")
+    answers = iter([False] * (after - 1) + [True])
+    with pytest.raises(Stopped, match=f"in phase all, step {after} of 6"):
+        run(folder="stopped", stop=lambda: next(answers))
+    resumed = run(folder="stopped")
+    assert resumed.seen == [(0, step) for step in range(after, 6)]
+    _assert_equal(unbroken.variables, resumed.variables)
+
+
+def _scores(*values, seen=None):
+    """A `validate` that gives these mAPs, one after the other."""
+    values = iter(values)
+
+    def validate(variables):
+        if seen is not None:
+            seen.append(jax.tree.map(np.array, variables))
+        return {"rank1": 0.0, "mAP": next(values)}
+
+    return validate
+
+
+def test_the_best_checkpoint_counts_where_there_is_validation(run):
+    seen = []
+    best = run(validate=_scores(20.0, 40.0, 30.0, seen=seen))
+    assert best.step == 4
+    _assert_equal(seen[1], best.variables)
+    logged = [x["validation"]["mAP"] for x in _metrics(best) if "validation" in x]
+    assert logged == [20.0, 40.0, 30.0]
+    again = run(validate=_scores())
+    assert again.step == 4 and again.seen == []
+    _assert_equal(seen[1], again.variables)
+
+
+def test_a_stop_between_two_checkpoints_does_not_change_which_is_best(run):
+    answers = iter([False, False, True])
+    with pytest.raises(Stopped):
+        run(stop=lambda: next(answers), validate=_scores(20.0, 99.0))
+    assert run(validate=_scores(10.0, 30.0)).step == 6
+
+
+def test_only_the_last_phase_is_validated(run, build):
+    result = run(_two_phases(build), validate=_scores(50.0))
+    assert result.step == 4
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_differences(run, build):
