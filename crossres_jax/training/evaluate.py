@@ -44,7 +44,7 @@ class Evaluation(NamedTuple):
     """Scores, and what a picture of ranked lists needs.
 
     Attributes:
-      results: percentages and dB, the scores of docs/data.md's `results.json`.
+      results: percentages and dB, the scores of docs/runs.md's `results.json`.
       shown: (S,) int, queries chosen evenly over the query list.
       ranked: (S, R) int, their nearest gallery images, nearest first.
     """
