@@ -133,7 +133,7 @@ def mount(tmp_path):
 def test_a_run_ends_clearly_on_a_full_disk_and_goes_on_when_there_is_room(
     mount, folder, flags, popen, unbroken
 ):
-    workdir = mount("size=600k") / "run"
+    workdir = mount("size=900k") / "run"  # room for two checkpoints
     workdir.mkdir()
     (folder / "full").symlink_to(workdir)
     assert interruptions.start(flags, folder / "full", **popen).wait() == 1

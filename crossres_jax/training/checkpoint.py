@@ -11,6 +11,7 @@ power cut leaves half-written does not agree with its digest.
 """
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import logging
@@ -109,6 +110,7 @@ class Checkpoints:
         try:
             self._remove_unfinished()  # of a killed run
             self._set_aside(step)
+            self._check_room(state)
             ocp.save(unfinished, state)
             if score is not None:
                 write_json(unfinished / "score.json", score)
@@ -122,6 +124,16 @@ class Checkpoints:
                 f"{self._directory}: {error}. The one before is intact: make room, or "
                 "make the folder writable, and start again."
             ) from error
+
+    def _check_room(self, state):
+        """Orbax, when the disk fills under it, floods the log from its own threads."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        wanted = size + size // 4 + 2**18  # chunks, names and digests come on top
+        free = shutil.disk_usage(self._directory).free
+        if free < wanted:
+            reason = os.strerror(errno.ENOSPC)
+            raise OSError(f"{reason} ({free:,} bytes free, {wanted:,} wanted)")
 
     def _remove_unfinished(self):
         for leftover in self._directory.glob("*.unfinished*"):

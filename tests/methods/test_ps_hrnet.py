@@ -9,6 +9,7 @@ import pytest
 
 from crossres_jax import losses, methods
 from crossres_jax.methods import ps_hrnet
+from crossres_jax.training.sharding import make_mesh, replicated, sharded
 from crossres_jax.training.state import merge, split
 
 NUM_CLASSES = 3
@@ -32,14 +33,14 @@ def _build(**options):
 @pytest.fixture(scope="module")
 def batch():
     rng = np.random.default_rng(0)
-    hr = rng.uniform(size=(6, 64, 32, 3)).astype(np.float32)
+    hr = rng.uniform(size=(8, 64, 32, 3)).astype(np.float32)
     return {
         "lr": np.clip(hr + rng.normal(size=hr.shape) * 0.1, 0, 1).astype(np.float32),
         "hr": hr,
-        "has_hr": np.ones(6, bool),
-        "label": np.repeat(np.arange(3), 2).astype(np.int32),
-        "scale": np.array([2, 1, 3, 1, 4, 1], np.int32),
-        "resolution": np.ones(6, np.float32),
+        "has_hr": np.ones(8, bool),
+        "label": np.array([0, 0, 1, 1, 2, 2, 0, 1], np.int32),
+        "scale": np.array([2, 1, 3, 1, 4, 1, 3, 1], np.int32),
+        "resolution": np.ones(8, np.float32),
     }
 
 
@@ -192,6 +193,22 @@ def test_every_trained_parameter_gets_a_finite_gradient(batch, variables, phase)
     assert set(output.batch_stats) == {"h", "l"}
 
 
+def test_four_devices_give_the_gradient_of_one(batch, variables):
+    # Of the global batch: its statistics, its hardest triplets, its dropout.
+    (one, _), gradient_of_one = _compiled(1)(variables, batch)
+    mesh = make_mesh(jax.devices()[:4])
+    (four, _), gradient_of_four = _compiled(1)(
+        jax.device_put(variables, replicated(mesh)),
+        jax.device_put(batch, sharded(mesh)),
+    )
+    assert float(four) == pytest.approx(float(one), rel=1e-5)
+    jax.tree.map(  # only the order of float32 sums differs
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        gradient_of_one,
+        jax.device_get(gradient_of_four),
+    )
+
+
 def test_phase_2_leaves_the_statistics_of_h_alone(batch, variables):
     (_, output), _ = _compiled(1)(variables, batch)
     before, after = variables["batch_stats"], output.batch_stats
@@ -210,7 +227,7 @@ def test_pairs_without_an_original_enter_neither_sr_nor_ps(batch, variables):
     assert output.scalars["loss_sr"] > 0
     (all_pairs, _), _ = _compiled(1)(variables, batch)
     assert one != all_pairs
-    none = batch | {"has_hr": np.zeros(6, bool)}
+    none = batch | {"has_hr": np.zeros(8, bool)}
     (_, without), _ = _compiled(1)(variables, none)
     assert without.scalars["loss_sr"] == without.scalars["loss_ps"] == 0
 
@@ -245,10 +262,10 @@ def test_loss_falls_along_the_gradient(batch, variables, phase):
 def test_embedding_is_a_unit_vector_that_ignores_mirroring(batch, variables):
     method = _build()
     embed = jax.jit(
-        lambda v, x: method.embed(v, x, role="query", resolution=jnp.ones(6))
+        lambda v, x: method.embed(v, x, role="query", resolution=jnp.ones(8))
     )
     features = embed(variables, batch["lr"])
-    assert features.shape == (6, (4 * 4 * 8 + 2 * 2 * 16 + 2 * 2 * 32 + 64) + 8)
+    assert features.shape == (8, (4 * 4 * 8 + 2 * 2 * 16 + 2 * 2 * 32 + 64) + 8)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, rtol=1e-5)
     mirrored = embed(variables, batch["lr"][:, :, ::-1])
     np.testing.assert_allclose(features, mirrored, atol=1e-6)

@@ -175,7 +175,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_ends_in_one_message_and_leaves_the_one_before(small_disk):
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_full_disk_ends_in_one_message_and_leaves_the_one_before(
+    small_disk, monkeypatch, when
+):
+    if when == "during":  # somebody else fills the disk while Orbax writes
+        monkeypatch.setattr(Checkpoints, "_check_room", lambda *_: None)
     noise = np.random.default_rng(0).normal(size=400_000)  # 3 MB
     with Checkpoints(small_disk / "checkpoints") as checkpoints:
         checkpoints.save(1, make_state(1.0))
