@@ -123,9 +123,9 @@ def _narrow(config: ConfigDict) -> None:
     method.lambda_sr = 40.0
     method.lambda_ps = 1.0
     method.learning_rate = 5e-2
-    method.learning_rate_sr = 1e-2
-    method.epochs_h = 20
-    method.epochs_l = 20
-    method.decay_epochs = 15
+    method.learning_rate_sr = 5e-3
+    method.epochs_h = 25
+    method.epochs_l = 23
+    method.decay_epochs = 18
     method.warmup_epochs = 1
     method.warmup_learning_rate = 5e-3
