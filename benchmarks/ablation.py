@@ -77,16 +77,17 @@ def raw_pixels(config_path):
 
 
 def table(rows):
-    """Markdown: rows of results.json dictionaries → means ± standard deviations."""
-    columns = {
-        "Rank-1": lambda r: r["rank1"],
-        "Rank-5": lambda r: r["rank5"],
-        "Rank-10": lambda r: r["rank10"],
-        "mAP": lambda r: r["mAP"],
-        "×2": lambda r: r["by_scale"]["2"]["rank1"],
-        "×3": lambda r: r["by_scale"]["3"]["rank1"],
-        "×4": lambda r: r["by_scale"]["4"]["rank1"],
-        "PSNR − bicubic": lambda r: r["sr"]["psnr"] - r["sr"]["psnr_bicubic"],
+    """Markdown: rows of results.json → means ± deviations; PSNR, SSIM over bicubic."""
+    columns = {  # name → (digits, value)
+        "Rank-1": (1, lambda r: r["rank1"]),
+        "Rank-5": (1, lambda r: r["rank5"]),
+        "Rank-10": (1, lambda r: r["rank10"]),
+        "mAP": (1, lambda r: r["mAP"]),
+        "×2": (1, lambda r: r["by_scale"]["2"]["rank1"]),
+        "×3": (1, lambda r: r["by_scale"]["3"]["rank1"]),
+        "×4": (1, lambda r: r["by_scale"]["4"]["rank1"]),
+        "PSNR": (2, lambda r: r["sr"]["psnr"] - r["sr"]["psnr_bicubic"]),
+        "SSIM": (3, lambda r: r["sr"]["ssim"] - r["sr"]["ssim_bicubic"]),
     }
     lines = [
         "| | " + " | ".join(columns) + " |",
@@ -94,12 +95,11 @@ def table(rows):
     ]
     for name, results in rows.items():
         cells = []
-        for column, value in columns.items():
-            if column.startswith("PSNR") and "sr" not in results[0]:
+        for column, (digits, value) in columns.items():
+            if column in ("PSNR", "SSIM") and "sr" not in results[0]:
                 cells.append("")
                 continue
             values = [value(result) for result in results]
-            digits = 2 if column.startswith("PSNR") else 1
             cell = f"{np.mean(values):.{digits}f}"
             if len(values) > 1:
                 cell += f" ± {np.std(values, ddof=1):.{digits}f}"

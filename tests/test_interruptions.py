@@ -80,6 +80,20 @@ def test_a_run_killed_in_five_moments_ends_like_an_unbroken_one(
     assert list(interruptions.differences(unbroken, folder / "killed")) == []
 
 
+def test_a_data_build_that_is_killed_is_done_again(folder, flags, popen):
+    cache = folder / "cache_of_killed"
+    changes = {"data.protocol": "mlr_pedestrians", "data.cache_dir": cache}
+    changes["method.epochs"] = 0
+    flags = (*flags, *(f"--config.{name}={value}" for name, value in changes.items()))
+    process = interruptions.start(flags, folder / "killed_in_build", **popen)
+    while not list(cache.glob("*/*/*incomplete*")):
+        assert process.poll() is None, "the data set was built unseen"
+    process.kill()
+    process.wait()
+    assert not list(cache.glob("*/*/[0-9]*"))
+    interruptions.finish(flags, folder / "killed_in_build", **popen)
+
+
 @pytest.fixture
 def long_run(folder, flags, popen):
     """A process that has begun to train and will not end by itself, and its folder."""

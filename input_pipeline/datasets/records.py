@@ -40,9 +40,9 @@ class Records(NamedTuple):
 def decode(image_bytes, name):
     """Pixels of an encoded image (JPEG, PNG or BMP), by Pillow.
 
-    Pillow rather than TensorFlow: it is what `crossres_jax.inference` decodes with, its
-    JPEG pixels are those of TensorFlow's INTEGER_ACCURATE mode, and TensorFlow refuses
-    VIPeR's own files, which are two bytes longer than their header says.
+    Pillow rather than TensorFlow: its JPEG pixels are those of TensorFlow's
+    INTEGER_ACCURATE mode, and TensorFlow refuses VIPeR's own files, which are two bytes
+    longer than their header says.
 
     Args:
       image_bytes: the encoded image.
