@@ -120,10 +120,10 @@ def _narrow(config: ConfigDict) -> None:
     method.vdsr_depth = 4
     method.vdsr_start_as_identity = True
     method.sr_pairs = "degraded"
-    method.lambda_sr = 40.0
+    method.lambda_sr = 200.0
     method.lambda_ps = 1.0
     method.learning_rate = 5e-2
-    method.learning_rate_sr = 5e-3
+    method.learning_rate_sr = 1e-3
     method.epochs_h = 25
     method.epochs_l = 23
     method.decay_epochs = 18
