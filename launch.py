@@ -51,6 +51,7 @@ AT_LEAST = {
     "data.val_ids": 0,
     "data.num_ids": 1,
     "data.num_instances": 1,
+    "data.pad": 0,
     "data.eval_batch_size": 1,
     "train.log_every_steps": 1,
     "train.checkpoint_every_steps": 1,
@@ -86,7 +87,7 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             num_steps=num_steps,
         )
 
-    def evaluate(method, variables, sides, stop):
+    def evaluate(method, variables, sides, stop, **options):
         query, gallery = (
             embed_images(
                 method,
@@ -97,12 +98,12 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             )
             for side, role in zip(sides, ("query", "gallery"), strict=True)
         )
-        return compare(method, query, gallery, **config.evaluation)
+        return compare(method, query, gallery, **options)
 
     def validate(variables):
         plain = dataclasses.replace(method, restore=None)  # its pictures do not count
         sides = "val_query", "val_gallery"
-        results = evaluate(plain, variables, sides, stop=lambda: False).results
+        results = evaluate(plain, variables, sides, lambda: False).results
         return {name: results[name] for name in ("rank1", "mAP")}
 
     example = next(batches(0, 0, 1, 0))
@@ -137,7 +138,8 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             stop=stop,
             validate=validate if config.data.val_ids else None,
         )
-        evaluation = evaluate(method, variables, ("query", "gallery"), stop)
+        sides = "query", "gallery"
+        evaluation = evaluate(method, variables, sides, stop, **config.evaluation)
         results = {
             "method": name,
             "dataset": data.plan.protocol.dataset,
@@ -164,17 +166,27 @@ def run_splits(wanted: dict, workdir: Path, mode: str, stop: Callable[[], bool])
     """Runs the splits 0 … N − 1 in the folders `split-…`; means go to the workdir."""
     if not wanted:
         raise ValueError("--num_splits needs --config.")
-    if (workdir / "config.json").exists():
-        raise ValueError(f"{workdir} holds a single run; choose another --workdir.")
+    found = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    if others := [x for x in found if not re.match(r"split-\d+$|results\.json", x)]:
+        raise ValueError(
+            f"{workdir} should hold nothing but the folders of splits, found "
+            f"{', '.join(sorted(others))}; choose another --workdir."
+        )
     names = [f"split-{split}" for split in range(SPLITS.value)]
     runs = []
     for split, name in enumerate(names):
-        wanted["data"]["split"] = split
-        config = ConfigDict(resolve(wanted, workdir / name, mode))
+        of_split = {**wanted, "data": {**wanted["data"], "split": split}}
+        config = ConfigDict(resolve(of_split, workdir / name, mode))
         runs.append(run(config, workdir / name, mode, stop))
         jax.clear_caches()  # the next split compiles programs of its own
     same = {key: runs[0][key] for key in ("method", "dataset", "protocol")}
-    results = {**same, "runs": names, **mean_and_std(runs)}
+    manifests = [run["manifest_sha256"] for run in runs]
+    results = {
+        **same,
+        "runs": names,
+        "manifests_sha256": manifests,
+        **mean_and_std(runs),
+    }
     write_json(workdir / "results.json", results)
     summarize_splits(results, workdir)
 
@@ -214,14 +226,15 @@ def main(argv):
 
 def catch_signals() -> Callable[[], bool]:
     """Whether SIGTERM or Ctrl-C has come; a second one ends the process at once."""
-    received = []
+    received, both = [], (signal.SIGTERM, signal.SIGINT)
 
     def handle(number, _):
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        for each in both:
+            signal.signal(each, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+    for each in both:
+        signal.signal(each, handle)
     return lambda: bool(received)
 
 
@@ -241,6 +254,11 @@ def check_values(config):
             value = value[key]
         if value < least:
             raise ValueError(f"config.{path} must be at least {least}, found {value}.")
+    if not 0 <= config.data.flip <= 1:
+        raise ValueError(
+            "config.data.flip is a probability and must be from 0 to 1, found "
+            f"{config.data.flip}."
+        )
     if config.evaluation.ap not in ("step", "trapezoid"):
         raise ValueError(
             "config.evaluation.ap must be 'step' or 'trapezoid', found "

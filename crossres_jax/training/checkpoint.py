@@ -116,7 +116,6 @@ class Checkpoints:
                 write_json(unfinished / "score.json", score)
             _write_digests(unfinished)
             unfinished.rename(self._folder(step))
-            self._remove_old()
         except (OSError, ValueError) as error:  # TensorStore raises ValueError
             self._remove_unfinished()  # the room may be wanted
             raise OSError(
@@ -124,6 +123,7 @@ class Checkpoints:
                 f"{self._directory}: {error}. The one before is intact: make room, or "
                 "make the folder writable, and start again."
             ) from error
+        self._remove_old()
 
     def _check_room(self, state):
         """Orbax, when the disk fills under it, floods the log from its own threads."""
@@ -150,7 +150,7 @@ class Checkpoints:
 
     def _remove_old(self):
         steps = self._steps()
-        kept = {*steps[-self._keep :], self._best(steps)}
+        kept = {*steps[-self._keep :], self._best(filter(self._is_sound, steps))}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self._folder(step))
@@ -167,6 +167,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _best(self, steps) -> int | None:
+        """Of sound steps, since a damaged score may say anything."""
         files = {step: self._folder(step) / "score.json" for step in steps}
         scores = {
             step: json.loads(file.read_text())
@@ -195,9 +196,11 @@ def _find_damage(folder) -> str:
     """What is wrong with a checkpoint, "" if nothing is."""
     try:
         listing = (folder / "SHA256SUMS").read_bytes()
+        found = _digests(folder)
     except FileNotFoundError:
         return "it has no SHA256SUMS, so its writing was not finished"
-    found = _digests(folder)
+    except OSError as error:  # a bad sector, for example
+        return f"it cannot be read ({error})"
     if listing == _listing(found):
         return ""
     lines = (

@@ -13,8 +13,8 @@ from pathlib import Path
 from crossres_jax.training.writer import write_json
 
 PACKAGES = (
-    *("jax", "flax", "optax", "orbax-checkpoint"),
-    *("tensorflow-datasets", "numpy", "pillow"),
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"),
+    *("tensorflow", "tensorflow-cpu", "tensorflow-datasets"),
 )
 
 LOCK = "lock"
@@ -22,11 +22,9 @@ BEFORE_A_RUN = {LOCK, "config.json.tmp"}  # what a start that was killed may lea
 
 # What may differ between two starts of a run, because no weight depends on it.
 FREE = (
-    "config.data.dir",
-    "config.data.cache_dir",
-    "config.data.eval_batch_size",
-    "config.evaluation",
-    "config.train",
+    *("config.data.dir", "config.data.cache_dir", "config.data.eval_batch_size"),
+    *("config.train.log_every_steps", "config.train.keep_checkpoints"),
+    *("config.train.max_rollbacks", "config.evaluation"),
 )
 
 
@@ -47,7 +45,7 @@ def resolve(wanted: dict | None, workdir: Path, mode: str) -> dict:
     """
     path = workdir / "config.json"
     if path.exists():
-        stored = json.loads(path.read_text()).get("config")
+        stored = _read(path).get("config")
         if not isinstance(stored, dict):
             raise ValueError(f"{path} is no run's; choose another --workdir.")
         if differences := list(differing(stored, wanted or stored)):
@@ -60,8 +58,12 @@ def resolve(wanted: dict | None, workdir: Path, mode: str) -> dict:
         return wanted or stored
     if not wanted or mode == "evaluate":
         raise ValueError(
-            f"{workdir} holds no run (no config.json), and "
-            + ("--mode=evaluate needs a finished run." if wanted else "no --config.")
+            f"{workdir} holds no run (no config.json). "
+            + (
+                "--mode=evaluate needs a finished one: train it first, without --mode."
+                if wanted
+                else "Give --config=configs/METHOD.py, or the --workdir of a run."
+            )
         )
     if workdir.exists() and {path.name for path in workdir.iterdir()} - BEFORE_A_RUN:
         raise ValueError(
@@ -103,21 +105,22 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
-    """Makes the folder of a run, or checks that its protocol is still the same.
+    """Writes what a run is, after a check that the folder is not another run's.
 
     Args:
-      workdir: the folder.
-      config: goes into `config.json`, with package versions and the git id of `source`.
+      workdir: the folder, locked.
+      config: goes into `config.json`, with the package versions and the git ids of
+        `source` that have worked on the run so far.
       manifest: goes into `manifest.json`.
       source: a folder of the checkout that runs.
 
     Raises:
-      ValueError: if the folder was begun under another manifest.
+      ValueError: if the folder was begun under another config or manifest.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "manifest.json"
-    if path.exists():
-        before, now = json.loads(path.read_text()), json.loads(json.dumps(manifest))
+    resolve(config, workdir, "train")  # again: it may have been begun since
+    run, protocol = workdir / "config.json", workdir / "manifest.json"
+    if protocol.exists():
+        before, now = _read(protocol), json.loads(json.dumps(manifest))
         if differences := list(differing(before, now, "manifest")):
             raise ValueError(
                 f"{workdir} was begun under another protocol:\n  "
@@ -125,9 +128,11 @@ def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
                 + "\nNothing was changed. Go back to the data and the code of that "
                 "run, or choose another --workdir."
             )
-        return
-    write_json(workdir / "config.json", {"config": config, **_circumstances(source)})
-    write_json(path, manifest)
+    versions = _read(run)["versions"] if run.exists() else []
+    if (now := _versions(source)) not in versions:
+        versions.append(now)
+    write_json(run, {"config": config, "versions": versions})
+    write_json(protocol, manifest)
 
 
 def differing(stored, wanted, path="config") -> Iterator[str]:
@@ -141,7 +146,16 @@ def differing(stored, wanted, path="config") -> Iterator[str]:
         yield f"{path}: the run has {stored!r}, now it is {wanted!r}"
 
 
-def _circumstances(source):
+def _read(path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Restore it, or choose another --workdir."
+        ) from error
+
+
+def _versions(source):
     command = ["git", "-C", source, "describe", "--always", "--dirty"]
     try:
         git = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -8,10 +8,13 @@ from pathlib import Path
 
 
 def write_json(path: str | os.PathLike, value) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all, even if the power fails."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -5,11 +5,14 @@ position and without TensorFlow. The bytes of an image are stored as they were f
 """
 
 import contextlib
+import copy
+import fcntl
 import hashlib
 import io
-import os
-import uuid
+import shutil
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -75,14 +78,7 @@ def read_pixels(source, position, name):
     Raises:
       ValueError: if the record is damaged or its image cannot be decoded.
     """
-    try:
-        image_bytes = source[position]["image"]
-    except RuntimeError as error:  # ArrayRecord, which checks a hash
-        raise ValueError(
-            f"{name}: record {position} of the built data set is damaged: {error}. "
-            "Delete that data set's folder, and it is built again."
-        ) from error
-    return decode(image_bytes, name)
+    return decode(_read(source, position, f"{name}: ")["image"], name)
 
 
 def dataset_info(builder, description):
@@ -121,7 +117,8 @@ def open_records(builder, *, manual_dir=""):
     """Opens a data set, after building it if that has not been done.
 
     TFDS builds in a folder of another name and renames it at the end, and the index is
-    written the same way, so an interrupted build leaves nothing that would be used.
+    written the same way, so an interrupted build leaves nothing that would be used. Of
+    processes that want to build, one does, and the others wait for it.
 
     Args:
       builder: a `tfds.core.DatasetBuilder` of this package.
@@ -134,6 +131,25 @@ def open_records(builder, *, manual_dir=""):
     Raises:
       ValueError: if the user's files are missing, incomplete or damaged.
     """
+    folder = Path(builder.data_dir)
+    if not (folder / "index.npz").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():  # since the builder looked
+                builder = copy.copy(builder)  # TFDS makes it anew, and it looks again
+            else:
+                _build(builder, manual_dir)
+            if not (folder / "index.npz").exists():
+                _write_index(folder / "index.npz", _source(builder))
+    source = _source(builder)
+    return Records(_read_index(folder / "index.npz", len(source)), source)
+
+
+def _build(builder, manual_dir):
+    folder = Path(builder.data_dir)
+    for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # was killed
+        shutil.rmtree(leftover)
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir or None, compute_stats="skip"
     )
@@ -145,28 +161,40 @@ def open_records(builder, *, manual_dir=""):
             )
     except AssertionError as error:  # how TFDS says that manual_dir is not there
         raise ValueError(str(error)) from error
-    source = builder.as_data_source(
-        SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    return Records(_open_index(builder.data_dir, source), source)
 
 
-def _open_index(folder, source):
-    path = os.path.join(folder, "index.npz")
-    if not os.path.exists(path):
-        _write_index(path, source)
-    with np.load(path) as columns:
-        index = Index(**columns)
-    if len(index.name) != len(source):
+def _source(builder):
+    return builder.as_data_source(SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _read(source, position, name=""):
+    try:
+        return source[position]
+    except RuntimeError as error:  # ArrayRecord, which checks a hash
         raise ValueError(
-            f"{path} describes {len(index.name)} records, but {len(source)} are stored "
-            "beside it: delete the folder, and it is built again."
+            f"{name}record {position} of the built data set is damaged: {error}. "
+            "Delete that data set's folder, and it is built again."
+        ) from error
+
+
+def _read_index(path, num_records):
+    try:
+        with path.open("rb") as file, np.load(file) as columns:
+            index = Index(**columns)
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and it is written again."
+        ) from error
+    if len(index.name) != num_records:
+        raise ValueError(
+            f"{path} describes {len(index.name)} records, but {num_records} are stored "
+            "beside it: delete it, and it is written again."
         )
     return index
 
 
 def _write_index(path, source):
-    rows = [source[i] for i in range(len(source))]
+    rows = [_read(source, i) for i in range(len(source))]
     numbers = {
         column: np.array([row[column] for row in rows], np.int64)
         for column in ("pid", "camid", "height", "width")
@@ -176,6 +204,6 @@ def _write_index(path, source):
         sha256=np.array([hashlib.sha256(row["image"]).hexdigest() for row in rows]),
         **numbers,
     )
-    unfinished = f"{path}.{uuid.uuid4().hex}.npz"
+    unfinished = path.with_name("unfinished.npz")
     np.savez(unfinished, **index._asdict())
-    os.replace(unfinished, path)
+    unfinished.replace(path)

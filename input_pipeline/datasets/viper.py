@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -76,7 +77,7 @@ def _read_archive(archive):
                 for path in content.namelist()
                 if path.endswith(".bmp")
             }
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(
             f"{archive} is damaged ({error}): expected the complete VIPeR.v1.0.zip. "
             "Download it again. " + Viper.MANUAL_DOWNLOAD_INSTRUCTIONS

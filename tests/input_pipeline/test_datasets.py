@@ -1,3 +1,4 @@
+import concurrent.futures
 import io
 import zipfile
 from pathlib import Path
@@ -93,6 +94,34 @@ def test_interrupted_build_leaves_nothing_that_is_used(tmp_path, monkeypatch):
 
     opened = records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
     assert len(opened.source) == 72
+    assert not list(versions.glob("incomplete*"))
+
+
+def test_processes_that_want_to_build_wait_for_one_that_does(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(*where, **size):
+        drawn.append(where)
+        return draw_pedestrian(*where, **size)
+
+    monkeypatch.setattr(pedestrians, "draw_pedestrian", draw)
+    builders = [Pedestrians(config="tiny", data_dir=tmp_path) for _ in range(2)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        opened = list(pool.map(records.open_records, builders))
+    assert len(drawn) == 72
+    assert [len(each.source) for each in opened] == [72, 72]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"nothing"])
+def test_damaged_index_is_named(tmp_path, content):
+    builder = Pedestrians(config="tiny", data_dir=tmp_path)
+    records.open_records(builder)
+    path = Path(builder.data_dir) / "index.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"index\.npz is damaged .* delete it"):
+        records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
+    path.unlink()
+    assert len(records.open_records(builder).index.name) == 72
 
 
 def test_index_that_does_not_fit_the_records_is_refused(tmp_path):
@@ -197,6 +226,22 @@ def test_cut_off_viper_archive_is_refused(tmp_path, viper_files, write_zip):
     archive.write_bytes(archive.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"VIPeR\.v1\.0\.zip is damaged .*Put VIPeR"):
         open_viper(tmp_path, tmp_path / "cache")
+
+
+def test_viper_archive_with_a_flipped_byte_is_refused(tmp_path, viper_files):
+    archive = tmp_path / "VIPeR.v1.0.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path, content in viper_files.items():
+            file.writestr(path, content)
+    content = archive.read_bytes()
+    name = b"VIPeR/cam_a/000_0.bmp"
+    begin = content.index(name) + len(name)
+    for place in range(begin, begin + 40, 3):  # of the compressed picture
+        damaged = bytearray(content)
+        damaged[place] ^= 255
+        archive.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"VIPeR\.v1\.0\.zip is damaged"):
+            open_viper(tmp_path, tmp_path / "cache")
 
 
 def test_missing_or_empty_folder_is_refused_with_what_to_put_there(tmp_path):
