@@ -11,6 +11,7 @@ PS-HRNet on the smallest generated data set.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -57,10 +58,10 @@ def start(flags, workdir, **popen):
 
 
 def logged(workdir):
-    """The whole lines of `metrics.jsonl`."""
+    """The steps in the whole lines of `metrics.jsonl`."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return [step for step in map(json.loads, lines) if "validation" not in step]
 
 
 def checkpoints(workdir):
@@ -69,7 +70,15 @@ def checkpoints(workdir):
     return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
 
-def has_come(moment, workdir, unbroken, num_steps):
+def saving(workdir):
+    """What is being written of a checkpoint, or was when the run was killed."""
+    with contextlib.suppress(FileNotFoundError):  # it has been finished
+        paths = (workdir / "checkpoints").glob("*.unfinished*")
+        return {(path, path.stat().st_ctime_ns) for path in paths}
+    return set()
+
+
+def has_come(moment, workdir, unbroken, num_steps, leftovers):
     """Whether a running command is in a moment.
 
     Args:
@@ -77,14 +86,17 @@ def has_come(moment, workdir, unbroken, num_steps):
       workdir: of the run.
       unbroken: the logged steps of the run that nothing disturbed.
       num_steps: the number of logged steps from which "step" has come.
+      leftovers: `saving(workdir)` before the start.
     """
+    if "writing to" not in workdir.with_suffix(".log").read_text():
+        return False  # it has not begun
     steps = logged(workdir)
     if moment == "compile":
-        return "writing to" in workdir.with_suffix(".log").read_text()
+        return True
     if moment == "step":
         return len(steps) >= num_steps
     if moment == "save":
-        return any((workdir / "checkpoints").glob("*.unfinished*"))
+        return bool(saving(workdir) - leftovers)
     if moment == "phase change":
         lengths = {step["phase"]: step["step"] for step in unbroken}
         (first, length), *_ = lengths.items()
@@ -96,8 +108,9 @@ def kill(flags, workdir, moment, unbroken, rng, **popen):
     """Starts the command, kills it in a moment, and tells where it was."""
     num_steps = len(logged(workdir)) + rng.integers(1, 6)
     delay = rng.uniform(0, MOMENTS[moment])
+    leftovers = saving(workdir)
     process = start(flags, workdir, **popen)
-    while not has_come(moment, workdir, unbroken, num_steps):
+    while not has_come(moment, workdir, unbroken, num_steps, leftovers):
         if process.poll() is not None:
             log = workdir.with_suffix(".log").read_text()
             raise RuntimeError(f"the run ended before its {moment} came:\n{log}")

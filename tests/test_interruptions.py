@@ -1,5 +1,6 @@
 """The real command, killed, asked to stop, started twice, on a full disk."""
 
+import json
 import re
 import signal
 import subprocess
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flags(folder):
-    """Flags of a run of 2 × 20 steps that takes a second or two."""
+    """Flags of a run of 2 × 16 steps that takes a second or two."""
     return (
         f"--config={folder / 'two_phases.py'}:mlr_pedestrians_tiny",
         f"--config.data.cache_dir={folder / 'cache'}",
@@ -51,6 +52,7 @@ def flags(folder):
         "--config.data.num_instances=2",
         "--config.data.eval_batch_size=8",
         "--config.method.epochs=4",
+        "--config.data.val_ids=2",
         "--config.train.checkpoint_every_steps=7",
     )
 
@@ -76,8 +78,29 @@ def test_a_run_killed_in_five_moments_ends_like_an_unbroken_one(
     for moment in interruptions.MOMENTS:
         interruptions.kill(flags, folder / "killed", moment, steps, rng, **popen)
     assert not (folder / "killed" / "results.json").exists()
+    latest = folder / "killed" / "checkpoints" / str(len(steps))
+    file = max(latest.rglob("*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])  # and damaged on top
     interruptions.finish(flags, folder / "killed", **popen)
+    log = (folder / "killed.log").read_text()
+    assert f"{latest} is damaged and is not used: " in log
     assert list(interruptions.differences(unbroken, folder / "killed")) == []
+
+
+def test_splits_that_are_killed_go_on_where_they_were(folder, flags, popen, unbroken):
+    splits = folder / "splits"
+    process = interruptions.start((*flags, "--num_splits=2"), splits, **popen)
+    while not interruptions.logged(splits / "split-1"):
+        assert process.poll() is None, splits.with_suffix(".log").read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    metrics = (splits / "split-0" / "metrics.jsonl").read_bytes()
+    interruptions.finish((*flags, "--num_splits=2"), splits, **popen)
+    assert (splits / "split-0" / "metrics.jsonl").read_bytes() == metrics
+    assert list(interruptions.differences(unbroken, splits / "split-0")) == []
+    results = json.loads((splits / "results.json").read_text())
+    assert results["runs"] == ["split-0", "split-1"]
 
 
 def test_a_data_build_that_is_killed_is_done_again(folder, flags, popen):
@@ -123,7 +146,7 @@ def test_a_second_run_is_refused_and_sigterm_saves_the_first(
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
     log = workdir.with_suffix(".log").read_text()
-    assert re.search(r"stopped in phase one, step \d+ of 600000; the same command", log)
+    assert re.search(r"stopped in phase one, step \d+ of 400000; the same command", log)
     last = interruptions.logged(workdir)[-1]["step"]
     assert interruptions.checkpoints(workdir)[-1] == last
 

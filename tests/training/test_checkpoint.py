@@ -1,15 +1,18 @@
 """Checkpoints: what is kept, which damage is noticed, what a failed save leaves."""
 
+import errno
 import json
 import logging
 import shutil
 import subprocess
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossres_jax.training import checkpoint
 from crossres_jax.training.checkpoint import Checkpoints
 
 
@@ -142,9 +145,34 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         assert checkpoints.latest_step() == 6
         assert checkpoints.best_step() == 2  # of equals the first
     assert {path.name for path in tmp_path.iterdir()} == {"2", "5", "6"}
-    truncate(tmp_path / "2" / "score.json", None)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_step() == 5
+
+
+@pytest.mark.parametrize("content", ["", "99.0\n"])
+def test_a_checkpoint_with_a_damaged_score_is_not_the_best(tmp_path, content):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step, score in ((1, 30.0), (2, 20.0), (3, 10.0)):
+            checkpoints.save(step, make_state(float(step)), score)
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "3"}
+    (tmp_path / "1" / "score.json").write_text(content)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.best_step() == 3
+        checkpoints.save(4, make_state(4.0), 5.0)
+        assert checkpoints.best_step() == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "4"}
+
+
+def test_a_checkpoint_that_cannot_be_read_is_damaged(directory, monkeypatch, caplog):
+    digests = checkpoint._digests
+
+    def read(folder):
+        if folder.name == "2":
+            raise OSError(errno.EIO, "Input/output error")
+        return digests(folder)
+
+    monkeypatch.setattr(checkpoint, "_digests", read)
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest_step() == 1
+    assert "it cannot be read ([Errno 5] Input/output error)" in caplog.text
 
 
 def test_without_scores_there_is_no_best(directory):
@@ -163,11 +191,17 @@ def test_leaves_that_differ_are_listed_with_their_shapes(directory):
     ]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one MiB; skips where this process may not mount one."""
+@pytest.fixture(params=["that says so", "that fills while Orbax writes"])
+def small_disk(request, tmp_path, monkeypatch):
+    """A disk with one MiB of room."""
     folder = tmp_path / "disk"
     folder.mkdir()
+    if request.param == "that says so":
+        free = types.SimpleNamespace(free=2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+        yield folder
+        return
+    monkeypatch.setattr(Checkpoints, "_check_room", lambda *_: None)
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("may not mount a tmpfs")
@@ -175,12 +209,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("when", ["before", "during"])
-def test_a_full_disk_ends_in_one_message_and_leaves_the_one_before(
-    small_disk, monkeypatch, when
-):
-    if when == "during":  # somebody else fills the disk while Orbax writes
-        monkeypatch.setattr(Checkpoints, "_check_room", lambda *_: None)
+def test_a_full_disk_ends_in_one_message_and_leaves_the_one_before(small_disk):
     noise = np.random.default_rng(0).normal(size=400_000)  # 3 MB
     with Checkpoints(small_disk / "checkpoints") as checkpoints:
         checkpoints.save(1, make_state(1.0))

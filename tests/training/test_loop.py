@@ -239,12 +239,13 @@ def test_a_run_that_was_stopped_after_a_rollback_ends_like_an_unbroken_one(
     _assert_equal(unbroken.variables, run(folder="stopped", **options).variables)
 
 
-def test_after_the_last_rollback_the_run_ends(run, spoiled_at_first):
+def test_after_the_last_rollback_the_run_ends(run, spoiled_at_first, caplog):
     def always(seed, step):
         return spoiled_at_first(0, step)
 
     with pytest.raises(NonFiniteLossError, match=r"step 5: 3 steps in a row"):
         run(batch=always, max_rollbacks=2)
+    assert caplog.text.count("Going back to step") == 2
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 6])
