@@ -72,11 +72,11 @@ def test_a_run_says_where_its_results_lie(finished):
     assert "Traceback" not in finished.stderr
 
 
-def test_a_run_writes_what_the_design_promises(finished, folder):
+def test_a_run_writes_what_the_docs_promise(finished, folder):
     run = folder / "finished"
     config = json.loads((run / "config.json").read_text())
     assert config["config"]["method"]["name"] == "sixth.pixel_net"
-    assert config["packages"]["jax"]
+    assert config["versions"][0]["packages"]["jax"]
     manifest = json.loads((run / "manifest.json").read_text())
     results = json.loads((run / "results.json").read_text())
     assert results["manifest_sha256"] == manifest["sha256"]
@@ -119,6 +119,7 @@ def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, fol
         (["--config.method.name=foo.bar"], "no method named 'foo.bar'"),
         (["--config.data.seed=-1"], "config.data.seed must be at least 0, found -1"),
         (["--config.data.val_ids=7"], "val_ids holds out 7 of 8 training identities"),
+        (["--config.data.flip=2.0"], "must be from 0 to 1, found 2.0"),
         (["--config.train.log_every_steps=0"], "config.train.log_every_steps must be"),
         (["--config.evaluation.ap=voc"], "config.evaluation.ap must be 'step' or"),
         (
@@ -128,7 +129,7 @@ def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, fol
         (["--config.data.num_ids=100"], "P=100"),
         (["--config.method.name=ps_hrnt"], "no method named 'ps_hrnt'"),
         (["--config.data.synthetic_lr=some"], "synthetic_lr must be"),
-        (["--mode=evaluate"], "--mode=evaluate needs a finished run"),
+        (["--mode=evaluate"], "--mode=evaluate needs a finished one"),
         (["--mode=test"], "should be one of <train|evaluate>"),
         (["--confg=x"], "Unknown command line flag 'confg'"),
     ],
@@ -156,7 +157,8 @@ def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
 
 
 def test_splits_run_in_their_own_folders_and_end_in_means(launch, config, folder):
-    flags = (*config, "--config.data.val_ids=3", "--config.train.log_every_steps=1")
+    flags = (*config, "--config.data.val_ids=3", "--config.method.epochs=6")
+    flags += ("--config.train.checkpoint_every_steps=5",)
     process = launch(*flags, "--num_splits=2", "--workdir=splits")
     assert process.returncode == 0, process.stderr
     assert re.search(r"Rank-1 .* ± .* mAP .* ± .*\(%, 2 splits\)", process.stdout)
@@ -172,9 +174,11 @@ def test_splits_run_in_their_own_folders_and_end_in_means(launch, config, folder
         # The best checkpoint on the held-out identities is the one that counts.
         steps = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
         scored = [step for step in steps if "validation" in step]
+        assert len(scored) == 4  # of 18 steps
         best = max(scored, key=lambda step: step["validation"]["mAP"])
         assert runs[-1]["step"] == best["step"]
-    assert manifests[0]["sha256"] != manifests[1]["sha256"]
+    hashes = [manifest["sha256"] for manifest in manifests]
+    assert hashes == results["manifests_sha256"] and hashes[0] != hashes[1]
     for key in ("rank1", "mAP"):
         values = [run[key] for run in runs]
         assert results["mean"][key] == pytest.approx(sum(values) / 2, abs=1e-3)
@@ -186,7 +190,7 @@ def test_splits_do_not_overwrite_a_single_run(finished, launch, config, folder):
     before = (folder / "finished" / "results.json").read_bytes()
     process = launch(*config, "--num_splits=2", "--workdir=finished")
     assert process.returncode != 0
-    assert "finished holds a single run" in process.stderr
+    assert "nothing but the folders of splits, found checkpoints, " in process.stderr
     assert (folder / "finished" / "results.json").read_bytes() == before
 
 

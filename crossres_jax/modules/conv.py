@@ -1,9 +1,9 @@
 """The one convolution of the project: PyTorch's geometry, quick on every back end.
 
 XLA compiles two kinds of convolution badly for the CPU (measured on 2 cores, the
-figures are in docs/results.md): the gradient of a 1×1 convolution with respect to its
-kernel runs several times slower than the same dot product, and a depthwise convolution
-several times slower than shifted multiply-adds. `Conv` therefore lowers these two as
+figures are in docs/results.md): a 1×1 convolution with its gradients runs at two thirds
+of the speed of the same dot product, and a depthwise convolution many times slower than
+shifted multiply-adds. `Conv` therefore lowers these two as
 such on the CPU. On GPUs every convolution stays a convolution and goes to cuDNN. The
 parameters are the same in either case, so a checkpoint moves freely between the two.
 """
