@@ -25,6 +25,7 @@ from crossres_jax.losses import (
     mean_absolute_error,
 )
 from crossres_jax.methods.contract import LossOutput, Method, Optimizer, Phase
+from crossres_jax.modules.conv import he_fan_out
 from crossres_jax.modules.hrnet import HRNet, IncreModules
 from crossres_jax.modules.residual import batch_norm
 from crossres_jax.modules.vdsr import VDSR
@@ -86,14 +87,13 @@ class HRNetReID(nn.Module):
         )
         seq5 = jnp.concatenate(seqs, axis=-1)
 
-        x = nn.Dense(self.feature_size, kernel_init=_fc1_init, name="fc1")(seq5)
+        x = nn.Dense(self.feature_size, kernel_init=he_fan_out, name="fc1")(seq5)
         x = batch_norm(train=train)(scale_init=_bn_init, name="bn")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         logits = nn.Dense(self.num_classes, kernel_init=_fc2_init, name="fc2")(x)
         return Representation((*seqs, seq5), x, logits)
 
 
-_fc1_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _fc2_init = nn.initializers.normal(0.001)
 
 
