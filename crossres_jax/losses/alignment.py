@@ -1,9 +1,16 @@
 """Losses that pull the features of one network to those of another."""
 
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
 from crossres_jax.losses.restoration import mean_absolute_error
 
 
-def feature_alignment(high, low):
+def feature_alignment(
+    high: Sequence[jax.Array | np.ndarray], low: Sequence[jax.Array | np.ndarray]
+) -> jax.Array:
     """Σ_i of the mean absolute difference between the i-th features of two networks.
 
     The pseudo-siamese loss, Eq. (11) of PS-HRNet; the mean over a feature's elements,

@@ -2,9 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def label_smoothed_cross_entropy(logits, labels, *, epsilon=0.1):
+def label_smoothed_cross_entropy(
+    logits: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray,
+    *,
+    epsilon: float = 0.1,
+) -> jax.Array:
     """Cross-entropy against a target that keeps ε for all classes.
 
     Eqs. (8) and (9) of PS-HRNet; Szegedy et al., arXiv:1512.00567, sec. 7. The target

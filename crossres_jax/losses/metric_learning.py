@@ -1,11 +1,18 @@
 """Losses on the distances between the features of a batch."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crossres_jax.ops.distances import euclidean_distances
 
 
-def batch_hard_triplet(features, pids, *, margin=0.3):
+def batch_hard_triplet(
+    features: jax.Array | np.ndarray,
+    pids: jax.Array | np.ndarray,
+    *,
+    margin: float = 0.3,
+) -> jax.Array:
     """Triplet loss with the hardest positive and the hardest negative of the batch.
 
     Eq. (7) of PS-HRNet, one of its five terms; Hermans et al., arXiv:1703.07737,

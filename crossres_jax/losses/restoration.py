@@ -1,9 +1,13 @@
 """Losses between restored and original pictures."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def mean_absolute_error(restored, originals):
+def mean_absolute_error(
+    restored: jax.Array | np.ndarray, originals: jax.Array | np.ndarray
+) -> jax.Array:
     """Mean absolute difference of every sample: the Manhattan distance per element.
 
     Eq. (5) of PS-HRNet prints the sum over pixels and samples; its released code, and

@@ -7,6 +7,9 @@ method is one more file in this folder, or any importable module named with a do
 
 import importlib.util
 import pkgutil
+from collections.abc import Callable
+
+from crossres_jax.methods.contract import Method
 
 
 def names() -> list[str]:
@@ -15,7 +18,7 @@ def names() -> list[str]:
     return sorted(name for name in modules if name != "contract")
 
 
-def load(name: str):
+def load(name: str) -> Callable[..., Method]:
     """The `build` function of a method.
 
     Args:

@@ -75,7 +75,7 @@ class HRNetReID(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool) -> Representation:
+    def __call__(self, images: jax.Array, *, train: bool) -> Representation:
         """(B, H, W, 3) normalised images → Representation."""
         branches = self.body(images, train=train)
         branches = IncreModules(self.planes, dtype=self.dtype, name="incre")(
@@ -101,7 +101,7 @@ def _bn_init(rng, shape, dtype=jnp.float32):
     return 1.0 + 0.02 * jax.random.normal(rng, shape, dtype)
 
 
-def serialize(x, grid, weight):
+def serialize(x: jax.Array, grid: int, weight: float) -> jax.Array:
     """The mapping P of Eq. (6): V(AAP(f, n, n) + λ AMP(f, n, n)).
 
     Args:
@@ -120,7 +120,14 @@ def serialize(x, grid, weight):
     return pooled.reshape(batch, grid * grid * channels)
 
 
-def identity_loss(outputs, labels, *, lambda_ce=1.15, lambda_bh=0.2, margin=0.1):
+def identity_loss(
+    outputs: Representation,
+    labels: jax.Array,
+    *,
+    lambda_ce: float = 1.15,
+    lambda_bh: float = 0.2,
+    margin: float = 0.1,
+) -> jax.Array:
     """L_ID = λ_CE L_CE + λ_BH L_BH, Eq. (10).
 
     L_BH sums the batch-hard triplet loss of Seq(1)…Seq(5), Eq. (7).
@@ -130,17 +137,25 @@ def identity_loss(outputs, labels, *, lambda_ce=1.15, lambda_bh=0.2, margin=0.1)
       labels: (B,) int.
       lambda_ce: λ_CE.
       lambda_bh: λ_BH.
-      margin: m of Eq. (7).
+      margin: m of Eq. (7), in units of distance.
 
     Returns:
       (B,) float32.
+
+    Raises:
+      ValueError: if the shapes do not fit.
     """
     cross_entropy = label_smoothed_cross_entropy(outputs.logits, labels)
     triplet = sum(batch_hard_triplet(s, labels, margin=margin) for s in outputs.seqs)
     return lambda_ce * cross_entropy + lambda_bh * triplet
 
 
-def pseudo_siamese_loss(high, low, *, chosen=("seq1", "seq4", "seq5", "logits")):
+def pseudo_siamese_loss(
+    high: Representation,
+    low: Representation,
+    *,
+    chosen: Sequence[str] = ("seq1", "seq4", "seq5", "logits"),
+) -> jax.Array:
     """L_PS = Σ_{C ⊆ A} ‖C_h − C_l‖₁, Eq. (11).
 
     Args:
@@ -150,6 +165,10 @@ def pseudo_siamese_loss(high, low, *, chosen=("seq1", "seq4", "seq5", "logits"))
 
     Returns:
       (B,) float32, a mean over each feature's elements (docs/methods.md).
+
+    Raises:
+      KeyError: if a name in `chosen` is not one of `FEATURES`.
+      ValueError: if `chosen` is empty, or the two differ in shape.
     """
     high = dict(zip(FEATURES, (*high.seqs, high.logits), strict=True))
     low = dict(zip(FEATURES, (*low.seqs, low.logits), strict=True))
@@ -159,8 +178,26 @@ def pseudo_siamese_loss(high, low, *, chosen=("seq1", "seq4", "seq5", "logits"))
     )
 
 
-def total_loss(identity, restoration, alignment, *, lambda_sr=0.5, lambda_ps=0.5):
-    """L_TOTAL = L_ID + λ_SR L_SR + λ_PS L_PS, Eq. (12)."""
+def total_loss(
+    identity: jax.Array | float,
+    restoration: jax.Array | float,
+    alignment: jax.Array | float,
+    *,
+    lambda_sr: float = 0.5,
+    lambda_ps: float = 0.5,
+) -> jax.Array | float:
+    """L_TOTAL = L_ID + λ_SR L_SR + λ_PS L_PS, Eq. (12).
+
+    Args:
+      identity: L_ID, () or (B,) float.
+      restoration: L_SR, of the same shape; a plain 0 where nothing is restored.
+      alignment: L_PS, of the same shape; a plain 0 where nothing guides.
+      lambda_sr: λ_SR.
+      lambda_ps: λ_PS.
+
+    Returns:
+      Float, of the same shape.
+    """
     return identity + lambda_sr * restoration + lambda_ps * alignment
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from crossres_jax.modules.conv import Conv
@@ -25,7 +26,7 @@ class ChannelAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H, W, C), every channel times its gate in (0, 1)."""
         channels = x.shape[-1]
         z = x.mean(axis=(1, 2), keepdims=True)  # (B, 1, 1, C), Eq. (4)

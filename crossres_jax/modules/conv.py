@@ -30,7 +30,8 @@ class Conv(nn.Module):
       features: number of output channels.
       kernel_size: odd side k of the square kernel.
       strides: step of the window in both directions.
-      groups: number of channel groups; `groups == C_in == features` is depthwise.
+      groups: number of channel groups; `groups == C_in == features` is depthwise. Meant
+        for depthwise networks such as OSNet; no network here uses it yet.
       use_bias: whether a bias is added.
       dtype: type of the computation; parameters are float32.
       kernel_init: initialiser of the kernel (k, k, C_in / groups, features).
@@ -45,7 +46,7 @@ class Conv(nn.Module):
     kernel_init: Callable = he_fan_out
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C_in) → (B, ⌈H / strides⌉, ⌈W / strides⌉, features)."""
         k, channels = self.kernel_size, x.shape[-1]
         kernel = self.param(

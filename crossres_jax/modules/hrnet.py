@@ -4,10 +4,12 @@ Sun et al., arXiv:1902.09212; the classification network HRNet-W32-C of
 Wang et al., arXiv:1908.07919. `HRNet` with its defaults is HRNet-W32.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from crossres_jax.modules.conv import Conv
@@ -17,7 +19,13 @@ NUM_BRANCHES = 4
 
 
 class ConvNormRelu(nn.Module):
-    """Convolution, batch normalisation and, unless `relu` is False, ReLU."""
+    """Convolution, batch normalisation and, unless `relu` is False, ReLU.
+
+    Attributes:
+      features, kernel_size, strides, use_bias: see `Conv`.
+      relu: whether the ReLU is applied.
+      dtype: type of the computation.
+    """
 
     features: int
     kernel_size: int = 3
@@ -27,7 +35,7 @@ class ConvNormRelu(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(B, H, W, C) → (B, H / strides, W / strides, features)."""
         x = Conv(
             self.features,
@@ -57,7 +65,9 @@ class Exchange(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, branches, *, train: bool):
+    def __call__(
+        self, branches: Sequence[jax.Array], *, train: bool
+    ) -> tuple[jax.Array, ...]:
         """Sequence of (B, H / 2^i, W / 2^i, C_i) → tuple of the same shapes."""
         widths = [x.shape[-1] for x in branches]
         refined = []
@@ -113,7 +123,7 @@ class HRNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
         """(B, H, W, 3), H and W multiples of 32 → four maps (B, H/4·2⁻ⁱ, W/4·2⁻ⁱ, Cᵢ).
 
         Raises:
@@ -167,7 +177,9 @@ class IncreModules(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, branches, *, train: bool):
+    def __call__(
+        self, branches: Sequence[jax.Array], *, train: bool
+    ) -> tuple[jax.Array, ...]:
         """Sequence of (B, Hᵢ, Wᵢ, Cᵢ) → tuple of (B, Hᵢ, Wᵢ, 4 · planes · 2^i)."""
         return tuple(
             Bottleneck(self.planes * 2**i, dtype=self.dtype, name=f"incre{i}")(
@@ -179,6 +191,8 @@ class IncreModules(nn.Module):
 
 class HRNetClassifier(nn.Module):
     """HRNet-W32-C with its ImageNet classifier, 41,232,680 parameters.
+
+    The ImageNet network whose weights the papers start from; no method uses it yet.
 
     Attributes:
       num_classes: number of classes.
@@ -193,7 +207,7 @@ class HRNetClassifier(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """(B, H, W, 3) → (B, num_classes) logits."""
         step = partial(ConvNormRelu, use_bias=True, dtype=self.dtype)
         branches = self.body(images, train=train)
@@ -208,6 +222,6 @@ class HRNetClassifier(nn.Module):
         return nn.Dense(self.num_classes, name="classifier")(y.mean(axis=(1, 2)))
 
 
-def upsample_nearest(x, factor: int):
+def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
     """(B, H, W, C) → (B, H · factor, W · factor, C) by repeating every pixel."""
     return x.repeat(factor, axis=1).repeat(factor, axis=2)

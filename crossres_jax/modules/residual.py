@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from crossres_jax.modules.conv import Conv
@@ -16,6 +17,13 @@ def batch_norm(*, train: bool, dtype: Any = jnp.float32) -> Callable:
     PyTorch's momentum 0.1 is Flax's 0.9. Statistics are computed in float32 over the
     whole (global) batch, whatever `dtype` is. Flax's running variance is the biased
     one, PyTorch's the unbiased one: a factor of 1 − 1/n for n values per channel.
+
+    Args:
+      train: whether to use, and to record, the batch's statistics.
+      dtype: type of the result.
+
+    Returns:
+      `nn.BatchNorm` with these settings, to be called with a `name`.
     """
     return partial(
         nn.BatchNorm,
@@ -38,7 +46,7 @@ class BasicBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(B, H, W, features) → (B, H, W, features)."""
         conv = partial(Conv, self.features, dtype=self.dtype)
         norm = batch_norm(train=train, dtype=self.dtype)
@@ -55,7 +63,8 @@ class Bottleneck(nn.Module):
 
     Attributes:
       planes: channels of the 3×3 convolution.
-      strides: stride of the 3×3 convolution and of the shortcut.
+      strides: stride of the 3×3 convolution and of the shortcut. Meant for ResNets; in
+        HRNet it is 1.
       dtype: type of the computation.
     """
 
@@ -64,7 +73,7 @@ class Bottleneck(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(B, H, W, C) → (B, H / strides, W / strides, 4 · planes)."""
         conv = partial(Conv, dtype=self.dtype)
         norm = batch_norm(train=train, dtype=self.dtype)

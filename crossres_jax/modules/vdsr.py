@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from crossres_jax.modules.attention import ChannelAttention
@@ -13,7 +14,13 @@ OPEN_GATE = 4.0  # sigmoid(4) = 0.98
 
 
 class VDSRLayer(nn.Module):
-    """3×3 convolution, channel attention if `squeeze` is not 0, and ReLU."""
+    """3×3 convolution, channel attention if `squeeze` is not 0, and ReLU.
+
+    Attributes:
+      channels: number of output channels.
+      squeeze, gate_bias: see `ChannelAttention`; with `squeeze` 0 there is none.
+      dtype: type of the computation.
+    """
 
     channels: int
     squeeze: int = 0
@@ -21,7 +28,7 @@ class VDSRLayer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H, W, channels)."""
         x = Conv(self.channels, dtype=self.dtype, name="conv")(x)
         if self.squeeze:
@@ -58,7 +65,7 @@ class VDSR(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H, W, C): the images plus the predicted detail."""
         layer = partial(
             nn.remat(VDSRLayer) if self.remat else VDSRLayer,
