@@ -7,14 +7,18 @@ of the Philox generator, whose bits are the same for every NumPy version and mac
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Streams that keep different purposes apart under one seed; 0 is left to the caller.
 _GROUPS, _REPEATS, _TIES, _BATCHES, _SCALES = range(1, 6)
 
 
-def random_bits(num, *, seed, position=0, stream=0):
+def random_bits(
+    num: int, *, seed: int, position: int = 0, stream: int = 0
+) -> np.ndarray:
     """Random 64-bit integers that depend on the arguments alone.
 
     Args:
@@ -30,7 +34,9 @@ def random_bits(num, *, seed, position=0, stream=0):
     return np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw(num)
 
 
-def permutation(num, *, seed, position=0, stream=0):
+def permutation(
+    num: int, *, seed: int, position: int = 0, stream: int = 0
+) -> np.ndarray:
     """A random order of `range(num)`; arguments as for `random_bits`.
 
     Returns:
@@ -40,18 +46,21 @@ def permutation(num, *, seed, position=0, stream=0):
     return np.argsort(bits, kind="stable")
 
 
-def num_repeating(pids, *, num_instances):
+def num_repeating(pids: ArrayLike, *, num_instances: int) -> int:
     """Number of identities with fewer than K images, which a batch shows repeatedly.
 
     Args:
       pids: (N,) int identity labels.
       num_instances: K, images per identity in a batch.
+
+    Returns:
+      The number, at least 0.
     """
     _, counts = np.unique(np.asarray(pids), return_counts=True)
     return int((counts < num_instances).sum())
 
 
-def steps_per_epoch(pids, *, num_ids, num_instances):
+def steps_per_epoch(pids: ArrayLike, *, num_ids: int, num_instances: int) -> int:
     """Number of batches in one epoch; depends on the label counts alone.
 
     An identity with n images fills max(1, ⌊n/K⌋) groups, and a batch takes one group of
@@ -61,6 +70,9 @@ def steps_per_epoch(pids, *, num_ids, num_instances):
       pids: (N,) int identity labels.
       num_ids: P, identities per batch.
       num_instances: K, images per identity in a batch.
+
+    Returns:
+      T, at least 1.
 
     Raises:
       ValueError: if there are fewer identities than P, or P or K is below 1.
@@ -73,7 +85,9 @@ def steps_per_epoch(pids, *, num_ids, num_instances):
     return int(np.sum(enough))
 
 
-def plan_batch(seed, step, pids, *, num_ids, num_instances):
+def plan_batch(
+    seed: int, step: int, pids: ArrayLike, *, num_ids: int, num_instances: int
+) -> np.ndarray:
     """The images of one training batch: P distinct identities with K images each.
 
     The PK sampler of the field. In every epoch each identity's images are shuffled and
@@ -104,7 +118,7 @@ def plan_batch(seed, step, pids, *, num_ids, num_instances):
     return _plan_epoch(seed, epoch, pids.tobytes(), num_ids, num_instances)[step]
 
 
-def plan_scales(seed, step, num, scales):
+def plan_scales(seed: int, step: int, num: int, scales: Sequence[int]) -> np.ndarray:
     """A random down-sampling rate for each slot of a batch.
 
     Args:

@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from crossres_jax.methods.contract import Method
+from crossres_jax.methods.contract import Method, Variables
 from crossres_jax.metrics import (
     psnr,
     rank_multi_shot,
@@ -55,18 +55,29 @@ class Evaluation(NamedTuple):
 
 
 def embed_images(
-    method: Method, variables, batches: Iterable[Mapping], mesh, *, role
+    method: Method,
+    variables: Variables,
+    batches: Iterable[Mapping],
+    mesh: jax.sharding.Mesh,
+    *,
+    role: str,
 ) -> Embedded:
     """Features of one side of a test set.
 
     Args:
       method: whose `embed` and, for queries, `restore` are used.
       variables: of the method.
-      batches: dicts with `lr`, `hr` (B, H, W, 3), `has_hr`, `valid` (B,) bool, `pid`,
-        `camid`, `scale` (B,) int and `resolution` (B,) float; rows that are not valid
-        fill the last batch up and are dropped.
+      batches: dicts with `lr`, `hr` (B, H, W, 3) in [0, 1], `has_hr`, `valid` (B,)
+        bool, `pid`, `camid`, `scale` (B,) int and `resolution` (B,) float; rows that
+        are not valid fill the last batch up and are dropped.
       mesh: the devices.
       role: "query" or "gallery".
+
+    Returns:
+      Embedded, the valid rows in their order; figures of quality for queries only.
+
+    Raises:
+      ValueError: if there is no batch, or if a restored image is too small for SSIM.
     """
     embed = _jitted_embed(method.embed, mesh, role)
     restore = role == "query" and method.restore and jax.jit(method.restore)
@@ -126,7 +137,7 @@ def compare(
     *,
     num_draws: int = 100,
     seed: int = 0,
-    ap: str = "step",
+    ap: Literal["step", "trapezoid"] = "step",
     chunk_size: int = 256,
     num_shown: int = 8,
     num_ranked: int = 10,
@@ -147,6 +158,10 @@ def compare(
     Returns:
       The scores: single-shot ones, by scale too, and `multi_shot` with the removal of
       the same camera's images, as Market-1501 does.
+
+    Raises:
+      ValueError: if a distance is NaN, if none of the queries, or of those of one
+        scale, has a match in the gallery, if `num_draws` is below 1 or `ap` is neither.
     """
     num_queries = len(query.pid)
     shown = np.unique(
@@ -204,6 +219,9 @@ def mean_and_std(runs: Sequence[Mapping]) -> dict:
 
     Returns:
       `{"mean": …, "std": …}`, each with the scores of one run; std is 0 for one run.
+
+    Raises:
+      ValueError: if the runs do not have the same scores, scales included.
     """
     scores = [
         {key: run[key] for key in (*SCORES, "by_scale", "sr") if key in run}

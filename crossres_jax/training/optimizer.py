@@ -7,11 +7,21 @@ from crossres_jax.methods.contract import Optimizer
 from crossres_jax.training.state import matches
 
 
-def learning_rate_schedule(spec: Optimizer, base_rate: float, steps_per_epoch: int):
+def learning_rate_schedule(
+    spec: Optimizer, base_rate: float, steps_per_epoch: int
+) -> optax.Schedule:
     """Step → learning rate of a component with the given base rate.
 
     The rate is multiplied by `decay_factor` after every `decay_epochs` epochs; during
     the first `warmup_epochs` it is at most `warmup_learning_rate`.
+
+    Args:
+      spec: decay and warm-up, in epochs.
+      base_rate: the rate without decay and warm-up.
+      steps_per_epoch: number of batches that make an epoch.
+
+    Returns:
+      A function of the step, () int counted from 0, that gives () float32.
     """
 
     def schedule(step):
@@ -23,11 +33,20 @@ def learning_rate_schedule(spec: Optimizer, base_rate: float, steps_per_epoch: i
     return schedule
 
 
-def make_optimizer(spec: Optimizer, steps_per_epoch: int):
+def make_optimizer(
+    spec: Optimizer, steps_per_epoch: int
+) -> optax.GradientTransformation:
     """SGD with momentum and coupled weight decay, one schedule per component.
 
     As PyTorch's SGD: the decay is added to the gradient before the momentum, of every
     parameter, and the learning rate multiplies the momentum.
+
+    Args:
+      spec: rates, momentum, weight decay, and the schedule in epochs.
+      steps_per_epoch: number of batches that make an epoch.
+
+    Returns:
+      The transformation of the trained part of the parameters.
 
     Raises:
       ValueError: on `init`, if a trained parameter has no learning rate.

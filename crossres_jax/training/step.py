@@ -1,5 +1,7 @@
 """One generic train step for every phase of every paper."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,9 +12,27 @@ from crossres_jax.training.state import TrainState, merge, split
 
 
 def init_state(
-    params, batch_stats, phase: Phase, optimizer, rollbacks: int = 0
+    params: Mapping,
+    batch_stats: Mapping,
+    phase: Phase,
+    optimizer: optax.GradientTransformation,
+    rollbacks: int = 0,
 ) -> TrainState:
-    """The state at the beginning of a phase, after some rollbacks in earlier ones."""
+    """The state at the beginning of a phase, after some rollbacks in earlier ones.
+
+    Args:
+      params: component → parameters, of all components.
+      batch_stats: component → running statistics, of all components.
+      phase: what is trained.
+      optimizer: an Optax transformation of the trained part.
+      rollbacks: how often the run has gone back to a checkpoint.
+
+    Returns:
+      The state at step 0.
+
+    Raises:
+      ValueError: if the phase trains none of the parameters.
+    """
     trained, _ = split(params, phase.trains)
     return TrainState(
         step=jnp.int32(0),
@@ -25,7 +45,9 @@ def init_state(
     )
 
 
-def make_train_step(phase: Phase, optimizer, mesh):
+def make_train_step(
+    phase: Phase, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> jax.stages.Wrapped:
     """The jitted step of a phase.
 
     Args:
