@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from numpy.typing import ArrayLike
 
 from crossres_jax import sampling
 from input_pipeline import protocols, transforms
@@ -33,7 +34,7 @@ class Data(NamedTuple):
     config: Any  # as given to `open_data`
 
 
-def open_data(config) -> Data:
+def open_data(config: Any) -> Data:
     """Opens the data set of a protocol, building it the first time, and checks it.
 
     Args:
@@ -84,7 +85,9 @@ def open_data(config) -> Data:
     )
 
 
-def train_batches(data, *, seed, start_step, num_steps) -> Iterator[Batch]:
+def train_batches(
+    data: Data, *, seed: int, start_step: int, num_steps: int
+) -> Iterator[Batch]:
     """The training batches of steps start_step … start_step + num_steps − 1.
 
     Args:
@@ -113,7 +116,7 @@ def train_batches(data, *, seed, start_step, num_steps) -> Iterator[Batch]:
         yield _describe(batch, images) | {"label": images.label[batch["index"]]}
 
 
-def eval_batches(data, side) -> Iterator[Batch]:
+def eval_batches(data: Data, side: str) -> Iterator[Batch]:
     """All images of one searched side, in order and without augmentation.
 
     Args:
@@ -122,9 +125,9 @@ def eval_batches(data, side) -> Iterator[Batch]:
 
     Yields:
       Dicts as from `train_batches`, of exactly `eval_batch_size` rows, with pid: (B,)
-      int64 in place of `label`, `index` for the rows of `data.plan.query` or `.gallery`
-      and valid: (B,) bool, False in the last batch where the last image is repeated to
-      fill it.
+      int64 in place of `label`, `index` for the rows of that side of `data.plan` and
+      valid: (B,) bool, False in the last batch where the last image is repeated to fill
+      it.
 
     Raises:
       ValueError: naming the image, if one cannot be read.
@@ -138,13 +141,19 @@ def eval_batches(data, side) -> Iterator[Batch]:
         yield batch | {"valid": valid_rows}
 
 
-def load_images(data, side, rows) -> Batch:
-    """Some images of one test side, as one batch of `eval_batches` without `valid`.
+def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
+    """Some images of one searched side, without augmentation.
 
     Args:
       data: from `open_data`.
-      side: "query" or "gallery".
-      rows: (N,) int rows of `data.plan.query` or `.gallery`.
+      side: "query" or "gallery", or "val_query" or "val_gallery".
+      rows: (N,) int rows of that side of `data.plan`, at least one.
+
+    Returns:
+      One batch as from `eval_batches`, of N rows in the order given, without `valid`.
+
+    Raises:
+      ValueError: naming the image, if one cannot be read.
     """
     rows = np.asarray(rows)
     return next(_plain_batches(data, getattr(data.plan, side), rows, len(rows)))

@@ -9,11 +9,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from crossres_jax import sampling
+from input_pipeline.datasets import records
 
 KERNELS = ("area", "bilinear", "bicubic", "lanczos")
 SEARCHED = (("query", "gallery"), ("val_query", "val_gallery"))  # in each other
@@ -103,7 +104,7 @@ class Plan(NamedTuple):
     num_classes: int  # training identities
 
 
-def make_plan(protocol, index):
+def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     """Applies a protocol to the index of its data set.
 
     Args:
@@ -205,7 +206,7 @@ def _check_every_identity(plan, pids, sides):
             )
 
 
-def check_disjoint(plan, sha256):
+def check_disjoint(plan: Plan, sha256: np.ndarray) -> None:
     """Checks that nothing of one side is seen on another where it must not be.
 
     Args:
@@ -243,11 +244,19 @@ def _sides(plan):
     ]
 
 
-def manifest(plan):
+def manifest(plan: Plan) -> dict[str, Any]:
     """What exactly was trained and tested on, as a JSON-able dict.
 
-    Its `sha256` covers the protocol's fields and, for every image, side, name, pid,
-    camid, scale and size, but no pixels: equal hashes mean equal protocols.
+    Its `sha256` covers the protocol's fields except `val_ids` (the sides of the images
+    tell who is held out) and, for every image, side, name, pid, camid, scale and size,
+    but no pixels: equal hashes mean equal protocols.
+
+    Args:
+      plan: a `Plan`.
+
+    Returns:
+      `protocol`, its fields; `counts`, by side, of identities and images and of images
+      by camera and by scale; `sha256`, in hexadecimal digits.
     """
     fields = dataclasses.asdict(plan.protocol)
     sides = {side: getattr(plan, side) for side in _sides(plan)}

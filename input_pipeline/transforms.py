@@ -5,6 +5,8 @@ rounds to the 256 levels. `fit` does not round; it clips the overshoot of bicubi
 interpolation.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 _METHODS = {
@@ -15,7 +17,7 @@ _METHODS = {
 }
 
 
-def resize(image, size, kernel):
+def resize(image: tf.Tensor, size: Sequence[int] | tf.Tensor, kernel: str) -> tf.Tensor:
     """The one way in which images are resized: antialiased, on float pixels.
 
     Pillow on float images (mode "F") and `jax.image.resize` agree to a few thousandths
@@ -40,7 +42,7 @@ def resize(image, size, kernel):
     )
 
 
-def degrade(image, scale, kernel):
+def degrade(image: tf.Tensor, scale: int | tf.Tensor, kernel: str) -> tf.Tensor:
     """The low-resolution image that an MLR set stores.
 
     Args:
@@ -56,7 +58,7 @@ def degrade(image, scale, kernel):
     return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
 
 
-def fit(image, size):
+def fit(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """An image at the input size of the networks, by antialiased bicubic resizing.
 
     Every image goes through here once, high- and low-resolution alike.
@@ -72,7 +74,13 @@ def fit(image, size):
     return tf.clip_by_value(pixels, 0.0, 255.0) / 255.0
 
 
-def augment(images, seed, *, flip, pad):
+def augment(
+    images: tf.Tensor,
+    seed: Sequence[int | tf.Tensor] | tf.Tensor,
+    *,
+    flip: float,
+    pad: int,
+) -> tf.Tensor:
     """Flips, pads and crops all given images in the same way.
 
     The usual augmentation of person re-ID: a mirror image with probability `flip`, then
