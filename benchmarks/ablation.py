@@ -1,7 +1,7 @@
 """What each part of PS-HRNet contributes, by the main command, over seeds or splits.
 
-    python benchmarks/ablation.py --out=runs/ablation
-    python benchmarks/ablation.py --out=runs/viper --arg=mlr_viper,narrow \
+    python -m benchmarks.ablation --out=runs/ablation
+    python -m benchmarks.ablation --out=runs/viper --arg=mlr_viper,narrow \
         --vary=data.split --values=0,1 -- --config.data.dir=DIR
 
 Rows: (a) raw pixels, the untrained network, (b) HRNet-ReID-H, trained on HR images,
@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.tables import Section, markdown
 
 ROOT = Path(__file__).parent.parent
 UNTRAINED = ("--config.method.epochs_h=0", "--config.method.epochs_l=0")
@@ -77,7 +79,7 @@ def raw_pixels(config_path):
 
 
 def table(rows):
-    """Markdown: rows of results.json → means ± deviations; PSNR, SSIM over bicubic."""
+    """Rows of results.json dictionaries → means ± standard deviations."""
     columns = {  # name → (digits, value)
         "Rank-1": (1, lambda r: r["rank1"]),
         "Rank-5": (1, lambda r: r["rank5"]),
@@ -86,17 +88,14 @@ def table(rows):
         "×2": (1, lambda r: r["by_scale"]["2"]["rank1"]),
         "×3": (1, lambda r: r["by_scale"]["3"]["rank1"]),
         "×4": (1, lambda r: r["by_scale"]["4"]["rank1"]),
-        "PSNR": (2, lambda r: r["sr"]["psnr"] - r["sr"]["psnr_bicubic"]),
-        "SSIM": (3, lambda r: r["sr"]["ssim"] - r["sr"]["ssim_bicubic"]),
+        "PSNR − bicubic": (2, lambda r: r["sr"]["psnr"] - r["sr"]["psnr_bicubic"]),
+        "SSIM − bicubic": (3, lambda r: r["sr"]["ssim"] - r["sr"]["ssim_bicubic"]),
     }
-    lines = [
-        "| | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    lines = [["", *columns]]
     for name, results in rows.items():
-        cells = []
+        cells = [name]
         for column, (digits, value) in columns.items():
-            if column in ("PSNR", "SSIM") and "sr" not in results[0]:
+            if "bicubic" in column and "sr" not in results[0]:
                 cells.append("")
                 continue
             values = [value(result) for result in results]
@@ -104,8 +103,8 @@ def table(rows):
             if len(values) > 1:
                 cell += f" ± {np.std(values, ddof=1):.{digits}f}"
             cells.append(cell)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(lines)
 
 
 def main():
@@ -118,6 +117,7 @@ def main():
     parser.add_argument("--into", help="FILE:SECTION that receives the table")
     parser.add_argument("flags", nargs="*", help="after --, for every run")
     arguments = parser.parse_args()
+    section = Section(arguments.into) if arguments.into else None
     out, arg, values = arguments.out, arguments.arg, arguments.values.split(",")
     rows = {
         name: [
@@ -131,14 +131,8 @@ def main():
         configs = configs[:1]
     rows = {"(a) raw pixels": [raw_pixels(path) for path in configs], **rows}
     print(table(rows))
-    if arguments.into:
-        path, _, section = arguments.into.partition(":")
-        text = Path(path).read_text()
-        before, rest = text.split(f"<!-- {section} -->\n")
-        _, after = rest.split(f"<!-- /{section} -->\n")
-        Path(path).write_text(
-            f"{before}<!-- {section} -->\n{table(rows)}\n<!-- /{section} -->\n{after}"
-        )
+    if section:
+        section.write(table(rows))
 
 
 if __name__ == "__main__":

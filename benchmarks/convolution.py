@@ -1,6 +1,6 @@
 """Why `modules/conv.py` treats two kinds of convolution differently on the CPU.
 
-    python benchmarks/convolution.py
+    python -m benchmarks.convolution
 
 Times the forward pass, and the forward and backward pass, of a 1×1 and of a depthwise
 3×3 convolution as XLA's convolution and as `Conv` lowers it; GFLOP/s, best of 5.

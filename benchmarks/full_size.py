@@ -1,6 +1,6 @@
 """The compiled phase-2 step of PS-HRNet at full size: what it costs.
 
-    python benchmarks/full_size.py [--steps=1]
+    python -m benchmarks.full_size [--steps=1]
 
 24 pairs of 256×128, VIPeR's 316 identities; float32 and bfloat16, with and without
 recomputation of the blocks (`jax.checkpoint`). Prints parameters, what the forward

@@ -1,6 +1,6 @@
 """Kills runs of the main command again and again, and compares how they end.
 
-    python benchmarks/interruptions.py --out=runs/kills --into=docs/results.md:kills
+    python -m benchmarks.interruptions --out=runs/kills --into=docs/results.md:kills
 
 Every run is killed (SIGKILL) once in each of five moments and started again by the same
 command. Then it has to end in the parameters, batch statistics, optimiser state, losses
@@ -22,6 +22,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
+
+from benchmarks.tables import Section, markdown
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
@@ -165,20 +167,15 @@ def main():
     parser.add_argument("--into", help="FILE:SECTION that receives the table")
     parser.add_argument("flags", nargs="*", help="after --, for every run")
     arguments = parser.parse_args()
+    section = Section(arguments.into) if arguments.into else None
     flags = arguments.flags or FLAGS
     rng = np.random.default_rng(arguments.seed)
     finish(flags, arguments.out / "unbroken")
     unbroken = logged(arguments.out / "unbroken")
 
-    columns = (
-        "run",
-        "killed in",
-        "after (s)",
-        "last logged step",
-        "checkpoints",
-        "end",
-    )
-    rows = [columns, ["---"] * len(columns)]
+    rows = [
+        ["run", "killed in", "after (s)", "last logged step", "checkpoints", "end"],
+    ]
     for number in range(arguments.runs):
         workdir = arguments.out / f"killed-{number}"
         kills = [kill(flags, workdir, moment, unbroken, rng) for moment in MOMENTS]
@@ -187,16 +184,10 @@ def main():
         rows += [[str(number), *one.values(), ""] for one in kills]
         rows[-1][-1] = end
         print(*rows[-len(kills) :], sep="\n", flush=True)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = markdown(rows)
     print(table)
-    if arguments.into:
-        path, _, section = arguments.into.partition(":")
-        text = Path(path).read_text()
-        before, rest = text.split(f"<!-- {section} -->\n")
-        _, after = rest.split(f"<!-- /{section} -->\n")
-        Path(path).write_text(
-            f"{before}<!-- {section} -->\n{table}\n<!-- /{section} -->\n{after}"
-        )
+    if section:
+        section.write(table)
     if table.count("identical") < arguments.runs:
         sys.exit("a run that was killed ended differently")
 

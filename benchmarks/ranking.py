@@ -1,7 +1,7 @@
 """Time and memory of an evaluation at the size of Market-1501.
 
     pip install -e .
-    python benchmarks/ranking.py
+    python -m benchmarks.ranking
 
 From the features of 3,368 queries and 15,913 gallery images to the scores of both
 protocols, as the product computes them (`training.evaluate.compare`: distances in

@@ -103,7 +103,7 @@ def _narrow(config: ConfigDict) -> None:
     """A network and a training that two CPU cores manage within minutes.
 
     The numbers are ours. docs/methods.md says why VDSR-CA needs another start, other
-    pairs and another weight to learn anything in a few hundred steps.
+    pairs and another weight to learn anything within a thousand steps.
     """
     config.data.num_ids = 8
     config.data.num_instances = 3

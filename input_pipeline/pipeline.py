@@ -64,9 +64,10 @@ def open_data(config: Any) -> Data:
             f"synthetic_lr must be 'stored' or 'all', found {config.synthetic_lr!r}."
         )
     protocol = _find_protocol(config)
-    dataset = records.open_records(
-        _find_builder(protocol.dataset, config.cache_dir), manual_dir=config.dir
-    )
+    builder = _find_builder(protocol.dataset, config.cache_dir)
+    # With its version: the manifest's hash is to change when the pictures do.
+    protocol = dataclasses.replace(protocol, dataset=builder.info.full_name)
+    dataset = records.open_records(builder, manual_dir=config.dir)
     plan = protocols.make_plan(protocol, dataset.index)
     protocols.check_disjoint(plan, dataset.index.sha256)
     return Data(

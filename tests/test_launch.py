@@ -80,6 +80,7 @@ def test_a_run_writes_what_the_docs_promise(finished, folder):
     manifest = json.loads((run / "manifest.json").read_text())
     results = json.loads((run / "results.json").read_text())
     assert results["manifest_sha256"] == manifest["sha256"]
+    assert re.fullmatch(r"pedestrians/tiny/\d+\.\d+\.\d+", results["dataset"])
     assert {
         *("method", "dataset", "protocol", "manifest_sha256", "phase", "step"),
         *("num_queries", "num_gallery", "num_identities"),

@@ -32,8 +32,12 @@ def load(name: str) -> Callable[..., Method]:
     """
     if name in names():
         return importlib.import_module(f"{__name__}.{name}").build
-    if "." in name and _exists(name):
-        return importlib.import_module(name).build
+    if (
+        "." in name
+        and _exists(name)
+        and (build := getattr(importlib.import_module(name), "build", None))
+    ):
+        return build
     raise ValueError(
         f"no method named {name!r}. Expected one of {', '.join(names())}, or the "
         "dotted path of a module with a function `build`."

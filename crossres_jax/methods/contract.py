@@ -4,7 +4,8 @@ The loop knows nothing of any paper. It initialises the variables, runs the phas
 their order with one generic train step, embeds query and gallery, and compares them.
 
 Variables are `{"params": ..., "batch_stats": ...}`; the first level below is the
-method's *components* (for PS-HRNet `h`, `l` and `restorer`).
+method's *components* (for PS-HRNet `h`, `l` and `restorer`). Without normalisation,
+`batch_stats` is there too, and empty.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,6 +42,9 @@ class Optimizer:
       decay_factor: see `decay_epochs`.
       warmup_epochs: epochs in which no rate exceeds `warmup_learning_rate`.
       warmup_learning_rate: see `warmup_epochs`.
+
+    Raises:
+      ValueError: if `decay_epochs` is less than 1.
     """
 
     learning_rates: Mapping[str, float]
@@ -51,6 +55,13 @@ class Optimizer:
     nesterov: bool = False
     warmup_epochs: int = 0
     warmup_learning_rate: float = 0.0
+
+    def __post_init__(self):
+        if self.decay_epochs < 1:
+            raise ValueError(
+                f"decay_epochs must be at least 1, found {self.decay_epochs}; to keep "
+                "the rate, give more than the epochs of the phase."
+            )
 
 
 @dataclass(frozen=True)
