@@ -184,6 +184,11 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
 def _hold_out(train_pids, protocol):
     """(identities that train, identities held out), both in the split's order."""
     num_train, num_held_out = len(train_pids), protocol.val_ids
+    if num_held_out == 1:
+        raise ValueError(
+            "val_ids must be 0 or at least 2, found 1: a single identity is always "
+            "found among itself."
+        )
     if num_held_out > num_train - 2:
         raise ValueError(
             f"val_ids holds out {num_held_out} of {num_train} training identities, and "

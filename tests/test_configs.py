@@ -111,3 +111,9 @@ def test_rows_of_table_2_exclude_each_other():
 def test_a_missing_method_is_refused_with_the_known_names():
     with pytest.raises(ValueError, match=r"no method named 'hrnet'.*ps_hrnet"):
         methods.load("hrnet")
+
+
+@pytest.mark.parametrize("name", ["nowhere.at_all", "json.decoder"])
+def test_a_dotted_path_must_lead_to_a_method(name):
+    with pytest.raises(ValueError, match=rf"no method named '{name}'.*`build`"):
+        methods.load(name)

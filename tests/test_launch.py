@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from configs import common
+from launch import check_values
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -117,19 +120,13 @@ def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, fol
         (["--config.data.protocol=mlr_nothing"], "Unknown protocol 'mlr_nothing'"),
         (["--config.method.widht=8"], "option widht. Did you mean width"),
         (["config.method.width=8"], "unexpected config.method.width=8"),
-        (["--config.method.name=foo.bar"], "no method named 'foo.bar'"),
-        (["--config.data.seed=-1"], "config.data.seed must be at least 0, found -1"),
-        (["--config.data.val_ids=7"], "val_ids holds out 7 of 8 training identities"),
-        (["--config.data.flip=2.0"], "must be from 0 to 1, found 2.0"),
-        (["--config.train.log_every_steps=0"], "config.train.log_every_steps must be"),
-        (["--config.evaluation.ap=voc"], "config.evaluation.ap must be 'step' or"),
+        (["--config.method.name=ps_hrnt"], "no method named 'ps_hrnt'"),
+        (["--config.data.num_ids=100"], "P=100"),
+        (["--config.data.pad=-1"], "config.data.pad must be at least 0, found -1"),
         (
             ["--config=configs/nothing.py"],
             "No such file or directory: 'configs/nothing.py'",
         ),
-        (["--config.data.num_ids=100"], "P=100"),
-        (["--config.method.name=ps_hrnt"], "no method named 'ps_hrnt'"),
-        (["--config.data.synthetic_lr=some"], "synthetic_lr must be"),
         (["--mode=evaluate"], "--mode=evaluate needs a finished one"),
         (["--mode=test"], "should be one of <train|evaluate>"),
         (["--confg=x"], "Unknown command line flag 'confg'"),
@@ -142,6 +139,28 @@ def test_bad_input_ends_in_one_message(launch, config, folder, arguments, messag
     assert "Traceback" not in process.stderr
     assert len(process.stderr.strip().splitlines()) <= 3
     assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", -1),
+        ("data.split", -1),
+        ("data.flip", 1.5),
+        ("data.eval_batch_size", 0),
+        ("train.checkpoint_every_steps", 0),
+        ("evaluation.num_draws", 0),
+        ("evaluation.ap", "voc"),
+    ],
+)
+def test_values_that_would_only_mislead_are_refused(path, value):
+    config = common.get_config()
+    check_values(config)
+    config.update_from_flattened_dict({path: value})
+    with pytest.raises(
+        ValueError, match=rf"config\.{path} .*must be .* found .*{value}"
+    ):
+        check_values(config)
 
 
 def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):

@@ -251,6 +251,11 @@ def test_two_identities_must_be_left_to_train_on():
         make_plan(protocol, INDEX)
 
 
+def test_a_single_identity_cannot_be_held_out():
+    with pytest.raises(ValueError, match=r"must be 0 or at least 2, found 1"):
+        make_plan(dataclasses.replace(PROTOCOL, val_ids=1), INDEX)
+
+
 def test_too_few_identities_are_refused():
     protocol = dataclasses.replace(PROTOCOL, num_train=15)
     with pytest.raises(ValueError, match=r"needs 15 training and 6 test .*found 20"):
