@@ -37,6 +37,11 @@ def test_warm_up_never_raises_a_rate():
     assert float(learning_rate_schedule(spec, 1e-5, 10)(0)) == pytest.approx(1e-5)
 
 
+def test_a_decay_in_no_time_is_refused():
+    with pytest.raises(ValueError, match="decay_epochs must be at least 1, found 0"):
+        _optimizer(decay_epochs=0)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_equals_pytorchs_rule(nesterov):
     spec = _optimizer(nesterov=nesterov, weight_decay=0.1)
