@@ -191,12 +191,51 @@ def _train_dataset(data, images, seed, start_step, num_steps):
         )
         return {"index": index, "scale": scale, "slot": slot}
 
-    def load_pair(row):
-        pixels = _load(data, images, row["index"])
-        pair = _pair(pixels, row["scale"], data)  # (2, H, W, 3)
-        pair = transforms.augment(
+    def augment(pair, row):
+        return transforms.augment(
             pair, [seed, row["slot"]], flip=config.flip, pad=config.pad
         )
+
+    steps = tf.data.Dataset.range(start_step, start_step + num_steps)
+    return _load(data, images, steps.map(plan_slots), batch_size, augment)
+
+
+def _plain_dataset(data, images, rows, batch_size):
+    planned = tf.data.Dataset.from_tensor_slices(
+        {"index": rows.astype(np.int32), "scale": images.scale[rows]}
+    )
+    planned = planned.batch(batch_size, drop_remainder=True)
+    return _load(data, images, planned, batch_size, lambda pair, row: pair)
+
+
+def _load(data, images, planned, batch_size, augment):
+    """Pairs for planned batches of `index`, `scale` and whatever `augment` needs.
+
+    Python decodes a batch in one call, whose images are then handed on as a ragged
+    tensor: a call for every image would cost as much again as the decoding.
+    """
+
+    def decode(index):
+        pixels = [
+            records.read_pixels(data.source, images.record[i], images.name[i])
+            for i in index
+        ]
+        flat = np.concatenate([image.ravel() for image in pixels])
+        return flat, np.array([image.shape for image in pixels])
+
+    def add_pixels(batch):
+        flat, shape = tf.numpy_function(decode, [batch["index"]], [tf.uint8, tf.int64])
+        shape = tf.ensure_shape(shape, (batch_size, 3))
+        pixels = tf.RaggedTensor.from_row_lengths(
+            tf.ensure_shape(flat, (None,)), tf.reduce_prod(shape, axis=1)
+        )
+        batch = {key: tf.ensure_shape(x, (batch_size,)) for key, x in batch.items()}
+        return batch | {"pixels": pixels, "shape": shape}
+
+    def finish(row):
+        pixels = tf.reshape(row["pixels"], row["shape"])
+        pair = _pair(tf.ensure_shape(pixels, (None, None, 3)), row["scale"], data)
+        pair = augment(pair, row)  # (2, H, W, 3)
         return {
             "lr": pair[0],
             "hr": pair[1],
@@ -204,31 +243,12 @@ def _train_dataset(data, images, seed, start_step, num_steps):
             "index": row["index"],
         }
 
+    options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     return (
-        tf.data.Dataset.range(start_step, start_step + num_steps)
-        .map(plan_slots)
+        planned.map(add_pixels, **options)
         .unbatch()
-        .map(load_pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .map(finish, **options)
         .batch(batch_size, drop_remainder=True)
-        .prefetch(2)
-    )
-
-
-def _plain_dataset(data, images, rows, batch_size):
-    def load_pair(row):
-        scale = tf.gather(images.scale, row)
-        pair = _pair(_load(data, images, row), scale, data)  # (2, H, W, 3)
-        return {
-            "lr": pair[0],
-            "hr": pair[1],
-            "scale": scale,
-            "index": tf.cast(row, tf.int32),
-        }
-
-    return (
-        tf.data.Dataset.from_tensor_slices(rows)
-        .map(load_pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size)
         .prefetch(2)
     )
 
@@ -256,18 +276,6 @@ def _find_builder(dataset, cache_dir):
     return tfds.builder_cls(name)(
         config=builder_config or None, data_dir=cache_dir or None
     )
-
-
-def _load(data, images, index):
-    """Decoded pixels of a row of `images`: (h, w, 3) uint8."""
-
-    def load(index):
-        return records.read_pixels(
-            data.source, images.record[index], images.name[index]
-        )
-
-    pixels = tf.numpy_function(load, [index], tf.uint8)
-    return tf.ensure_shape(pixels, (None, None, 3))
 
 
 def _pair(pixels, scale, data):
