@@ -176,6 +176,23 @@ def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
     assert results["trials"]["count"] == 7
 
 
+def test_a_run_that_blows_up_goes_back_and_then_ends_with_names(launch, config):
+    process = launch(
+        *config,
+        "--workdir=blown_up",
+        "--config.method.learning_rate=1e30",
+        "--config.train.max_skipped_in_a_row=0",
+        "--config.train.max_rollbacks=1",
+    )
+    assert process.returncode == 1
+    assert "Going back to step 0, and on with other batches" in process.stderr
+    assert "Traceback" not in process.stderr
+    names = r"1 steps in a row .* not finite.* of this batch: (.*?\.png)\."
+    first, last = re.findall(names, process.stderr)
+    assert len(first.split(", ")) == len(last.split(", ")) == 8
+    assert first != last
+
+
 def test_splits_run_in_their_own_folders_and_end_in_means(launch, config, folder):
     flags = (*config, "--config.data.val_ids=3", "--config.method.epochs=6")
     flags += ("--config.train.checkpoint_every_steps=5",)
