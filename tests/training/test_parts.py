@@ -107,6 +107,13 @@ def test_metrics_are_one_json_object_per_line(tmp_path):
     assert [json.loads(line)["loss"] for line in lines] == [0.5, None]
 
 
+def test_a_line_that_was_not_finished_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    writer.MetricsWriter(path).write({"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_json_files_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "results.json"
     writer.write_json(path, {"rank1": 1.0})
