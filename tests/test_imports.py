@@ -25,11 +25,13 @@ ALLOWED = {
     "crossres_jax.ops": ("crossres_jax.ops",),
     "crossres_jax.metrics": ("crossres_jax.metrics",),
     "crossres_jax.sampling": (),
+    "crossres_jax.pretrained": ("crossres_jax.pretrained",),
     "crossres_jax.training": (
         "crossres_jax.training",
         "crossres_jax.methods.contract",
         "crossres_jax.metrics",
         "crossres_jax.ops",
+        "crossres_jax.pretrained",
     ),
     "crossres_jax.report": (
         "crossres_jax.report",
@@ -38,6 +40,7 @@ ALLOWED = {
         "crossres_jax.training.checkpoint",
         "crossres_jax.metrics",
         "crossres_jax.ops",
+        "crossres_jax.pretrained",
     ),
     "input_pipeline": ("input_pipeline", "crossres_jax.sampling", "crossres_jax.ops"),
     "configs.common": (),
@@ -49,6 +52,7 @@ OUTSIDERS = {
     "crossres_jax.sampling": {"jax", "flax", "optax", "orbax"},
     "crossres_jax.losses": {"flax", "optax", "orbax"},
     "crossres_jax.ops": {"flax", "optax", "orbax"},
+    "crossres_jax.pretrained": {"torch", "safetensors", "optax", "orbax"},
 }
 
 
