@@ -1,5 +1,6 @@
-"""Weights from elsewhere: safetensors files read and written without that library."""
+"""Weights from elsewhere: PyTorch and safetensors files read without either of them."""
 
 from crossres_jax.pretrained.safetensors import read_safetensors, write_safetensors
+from crossres_jax.pretrained.torch_file import load_torch
 
-__all__ = ["read_safetensors", "write_safetensors"]
+__all__ = ["load_torch", "read_safetensors", "write_safetensors"]
