@@ -1,0 +1,85 @@
+"""Name tables for `merge`: regular expressions of PyTorch's names → Flax's paths.
+
+One constant per family, made of rows of `_linear` and `_norm`; a comment above it names
+the module whose variables it fills.
+"""
+
+from crossres_jax.pretrained.merge import Table
+
+
+def _linear(source: str, target: str) -> Table:
+    """A convolution or a dense layer, with or without a bias."""
+    return (
+        (rf"{source}\.weight", f"params/{target}/kernel"),
+        (rf"{source}\.bias", f"params/{target}/bias"),
+    )
+
+
+def _norm(source: str, target: str) -> Table:
+    """A batch normalisation; the count of its batches is dropped."""
+    return (
+        (rf"{source}\.weight", f"params/{target}/scale"),
+        (rf"{source}\.bias", f"params/{target}/bias"),
+        (rf"{source}\.running_mean", f"batch_stats/{target}/mean"),
+        (rf"{source}\.running_var", f"batch_stats/{target}/var"),
+        (rf"{source}\.num_batches_tracked", ""),
+    )
+
+
+def _linear_norm(source: str, target: str) -> Table:
+    """A Sequential of a convolution and a normalisation: our `ConvNormRelu`."""
+    return (
+        *_linear(rf"{source}\.0", f"{target}/conv"),
+        *_norm(rf"{source}\.1", f"{target}/bn"),
+    )
+
+
+def _residual(source: str, target: str) -> Table:
+    """torchvision's BasicBlock or Bottleneck: ours."""
+    return (
+        *_linear(rf"{source}\.conv1", f"{target}/conv1"),
+        *_norm(rf"{source}\.bn1", f"{target}/bn1"),
+        *_linear(rf"{source}\.conv2", f"{target}/conv2"),
+        *_norm(rf"{source}\.bn2", f"{target}/bn2"),
+        *_linear(rf"{source}\.conv3", f"{target}/conv3"),
+        *_norm(rf"{source}\.bn3", f"{target}/bn3"),
+        *_linear(rf"{source}\.downsample\.0", f"{target}/shortcut_conv"),
+        *_norm(rf"{source}\.downsample\.1", f"{target}/shortcut_bn"),
+    )
+
+
+# modules.hrnet.HRNetClassifier ← the authors' HRNet-Image-Classification, and timm's
+# hrnet_w32, which keeps their names. fuse_layers.I.J leads from branch J to branch I.
+_FUSE = r"stage(\d)\.(\d+)\.fuse_layers\.(\d)\.(\d)"
+HRNET = (
+    *_linear("conv1", "body/stem1/conv"),
+    *_norm("bn1", "body/stem1/bn"),
+    *_linear("conv2", "body/stem2/conv"),
+    *_norm("bn2", "body/stem2/bn"),
+    *_residual(r"layer1\.(\d+)", r"body/layer1_\1"),
+    *_linear_norm(r"transition1\.0", "body/transition1_0"),
+    *_linear_norm(r"transition(\d)\.(\d)\.0", r"body/transition\1_\2"),
+    *_residual(
+        r"stage(\d)\.(\d+)\.branches\.(\d)\.(\d+)", r"body/stage\1_\2/b\3_block\4"
+    ),
+    *_linear_norm(_FUSE, r"body/stage\1_\2/up_\4_to_\3"),
+    *_linear_norm(rf"{_FUSE}\.(\d)", r"body/stage\1_\2/down_\4_to_\3_\5"),
+    *_residual(r"incre_modules\.(\d)\.0", r"incre/incre\1"),
+    *_linear_norm(r"downsamp_modules\.0", "downsample1"),
+    *_linear_norm(r"downsamp_modules\.1", "downsample2"),
+    *_linear_norm(r"downsamp_modules\.2", "downsample3"),
+    *_linear_norm("final_layer", "final"),
+    *_linear("classifier", "classifier"),
+)
+
+# modules.vdsr.VDSR(squeeze=0) ← the PyTorch VDSR on the luminance channel whose 20
+# convolutions are `input`, `residual_layer` and `output`.
+VDSR = (
+    *_linear("input", "layer0/conv"),
+    *(
+        row
+        for n in range(18)
+        for row in _linear(rf"residual_layer\.{n}\.conv", f"layer{n + 1}/conv")
+    ),
+    *_linear("output", "conv19"),
+)
