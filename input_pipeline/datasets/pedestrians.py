@@ -52,7 +52,7 @@ class Pedestrians(tfds.core.GeneratorBasedBuilder):
         return records.dataset_info(self, "Generated pedestrians.")
 
     def _split_generators(self, dl_manager):
-        return {records.SPLIT: self._generate_examples()}
+        return records.split_generators(self, self._generate_examples())
 
     def _generate_examples(self):
         config = self.builder_config

@@ -2,6 +2,7 @@
 
 Every data set is built once by TFDS into ArrayRecord files, which are then read by
 position and without TensorFlow. The bytes of an image are stored as they were found.
+An image is read and decoded once while a data set is built, and its index is kept.
 """
 
 import contextlib
@@ -26,11 +27,12 @@ class Index(NamedTuple):
     """What is known of every record without reading it; row i describes record i."""
 
     name: np.ndarray  # (N,) str, unique: the file's path inside the data set
-    pid: np.ndarray  # (N,) int64
+    pid: np.ndarray  # (N,) int64, of its makers; below 0 is junk, to be ignored
     camid: np.ndarray  # (N,) int64
     height: np.ndarray  # (N,) int64, pixels
     width: np.ndarray  # (N,) int64, pixels
     sha256: np.ndarray  # (N,) str, of the encoded bytes
+    role: np.ndarray  # (N,) str, its makers' "train", "query" or "gallery"; "" if none
 
 
 class Records(NamedTuple):
@@ -81,29 +83,44 @@ def read_pixels(source, position, name):
     return decode(_read(source, position, f"{name}: ")["image"], name)
 
 
-def dataset_info(builder, description):
-    """`tfds.core.DatasetInfo` that all data sets share; records keep their order."""
+def dataset_info(builder, description, *, has_roles=False):
+    """`tfds.core.DatasetInfo` that all data sets share; records keep their order.
+
+    Args:
+      builder: of the data set.
+      description: of the data set, in a line.
+      has_roles: whether its makers say which images train, query and gallery are.
+    """
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "name": np.str_,
+        "pid": np.int64,
+        "camid": np.int64,
+        "height": np.int64,
+        "width": np.int64,
+    }
+    if has_roles:
+        features["role"] = np.str_
     return tfds.core.DatasetInfo(
         builder=builder,
         description=description,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "name": np.str_,
-                "pid": np.int64,
-                "camid": np.int64,
-                "height": np.int64,
-                "width": np.int64,
-            }
-        ),
+        features=tfds.features.FeaturesDict(features),
         disable_shuffling=True,
     )
 
 
-def record(name, image_bytes, *, pid, camid):
-    """One example for TFDS; an image that cannot be decoded is refused by its name."""
+def record(name, image_bytes, *, pid, camid, role=None):
+    """One example for TFDS; an image that cannot be decoded is refused by its name.
+
+    Args:
+      name: as in `Index`.
+      image_bytes: the encoded image.
+      pid: as in `Index`.
+      camid: as in `Index`.
+      role: as in `Index`, if the data set has roles.
+    """
     height, width, _ = decode(image_bytes, name).shape
-    return {
+    example = {
         "image": io.BytesIO(image_bytes),
         "name": name,
         "pid": pid,
@@ -111,14 +128,34 @@ def record(name, image_bytes, *, pid, camid):
         "height": height,
         "width": width,
     }
+    return example if role is None else example | {"role": role}
+
+
+def split_generators(builder, examples):
+    """What a builder's `_split_generators` returns; the index is written on the way.
+
+    Args:
+      builder: of the data set.
+      examples: of (key, `record`).
+    """
+
+    def indexed():
+        rows = []
+        for key, example in examples:
+            rows.append(_row(example, example["image"].getvalue()))
+            yield key, example
+        _write_index(Path(builder.data_dir), rows)  # the unfinished folder
+
+    return {SPLIT: indexed()}
 
 
 def open_records(builder, *, manual_dir=""):
     """Opens a data set, after building it if that has not been done.
 
-    TFDS builds in a folder of another name and renames it at the end, and the index is
-    written the same way, so an interrupted build leaves nothing that would be used. Of
-    processes that want to build, one does, and the others wait for it.
+    TFDS builds in a folder of another name and renames it at the end, the index within,
+    so an interrupted build leaves nothing that would be used. Of processes that want to
+    build, one does, and the others wait for it. An index that the user has deleted is
+    written again.
 
     Args:
       builder: a `tfds.core.DatasetBuilder` of this package.
@@ -141,7 +178,9 @@ def open_records(builder, *, manual_dir=""):
             else:
                 _build(builder, manual_dir)
             if not (folder / "index.npz").exists():
-                _write_index(folder / "index.npz", _source(builder))
+                source = _source(builder)
+                rows = (_read(source, i) for i in range(len(source)))
+                _write_index(folder, [_row(row, row["image"]) for row in rows])
     source = _source(builder)
     return Records(_read_index(folder / "index.npz", len(source)), source)
 
@@ -180,7 +219,8 @@ def _read(source, position, name=""):
 def _read_index(path, num_records):
     try:
         with path.open("rb") as file, np.load(file) as columns:
-            index = Index(**columns)
+            no_role = np.full(num_records, "")
+            index = Index(**{"role": no_role, **columns})
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and it is written again."
@@ -193,17 +233,17 @@ def _read_index(path, num_records):
     return index
 
 
-def _write_index(path, source):
-    rows = [_read(source, i) for i in range(len(source))]
-    numbers = {
-        column: np.array([row[column] for row in rows], np.int64)
-        for column in ("pid", "camid", "height", "width")
-    }
-    index = Index(
-        name=np.array([row["name"].decode() for row in rows]),
-        sha256=np.array([hashlib.sha256(row["image"]).hexdigest() for row in rows]),
-        **numbers,
-    )
-    unfinished = path.with_name("unfinished.npz")
-    np.savez(unfinished, **index._asdict())
-    unfinished.replace(path)
+def _row(example, image_bytes):
+    """What the index says of an example, or of a record that was read."""
+    row = {column: value for column, value in example.items() if column != "image"}
+    return row | {"sha256": hashlib.sha256(image_bytes).hexdigest()}
+
+
+def _write_index(folder, rows):
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    for name, column in columns.items():
+        if column.dtype.kind == "S":  # text comes out of a record as bytes
+            columns[name] = np.char.decode(column, "utf-8")
+    unfinished = folder / "unfinished.npz"
+    np.savez(unfinished, **columns)
+    unfinished.replace(folder / "index.npz")

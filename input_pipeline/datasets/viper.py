@@ -1,13 +1,10 @@
 """VIPeR: 632 identities, one 48×128 picture from each of two cameras."""
 
 import re
-import zipfile
-import zlib
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import records
+from input_pipeline.datasets import archives, records
 
 NUM_IDENTITIES = 632
 HEIGHT, WIDTH = 128, 48
@@ -31,12 +28,13 @@ class Viper(tfds.core.GeneratorBasedBuilder):
         return records.dataset_info(self, "VIPeR.v1.0: 632 identities × 2 cameras.")
 
     def _split_generators(self, dl_manager):
-        files = _read_files(Path(dl_manager.manual_dir))
-        return {records.SPLIT: self._generate_examples(files)}
+        examples = self._generate_examples(dl_manager.manual_dir)
+        return records.split_generators(self, examples)
 
-    def _generate_examples(self, files):
-        for key, (name, (pid, camid, image_bytes)) in enumerate(sorted(files.items())):
-            example = records.record(name, image_bytes, pid=pid, camid=camid)
+    def _generate_examples(self, manual_dir):
+        files = _find_files(manual_dir)
+        for key, (name, (pid, camid, read)) in enumerate(sorted(files.items())):
+            example = records.record(name, read(), pid=pid, camid=camid)
             if (example["height"], example["width"]) != (HEIGHT, WIDTH):
                 raise ValueError(
                     f"{name}: expected {WIDTH}×{HEIGHT} pixels as in VIPeR.v1.0.zip, "
@@ -46,42 +44,18 @@ class Viper(tfds.core.GeneratorBasedBuilder):
             yield key, example
 
 
-def _read_files(folder):
-    """{name: (pid, camid, bytes)} of VIPeR in `folder`, checked for completeness."""
-    archive, extracted = folder / "VIPeR.v1.0.zip", folder / "VIPeR"
-    if archive.is_file():
-        place, paths = archive, _read_archive(archive)
-    elif extracted.is_dir():
-        place = extracted
-        paths = {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in extracted.glob("cam_?/*.bmp")
-        }
-    else:
-        place, paths = folder, {}
-
+def _find_files(manual_dir):
+    """{name: (pid, camid, read)} of VIPeR, checked for completeness."""
+    place, found = archives.find_files(
+        manual_dir, "VIPeR.v1.0.zip", "VIPeR", Viper.MANUAL_DOWNLOAD_INSTRUCTIONS
+    )
     files = {}
-    for path, image_bytes in paths.items():
+    for path, read in found.items():
         if match := re.fullmatch(r"VIPeR/((cam_[ab])/(\d+)_\d+\.bmp)", path):
             name, camera, pid = match.groups()
-            files[name] = (int(pid), CAMERAS.index(camera), image_bytes)
+            files[name] = (int(pid), CAMERAS.index(camera), read)
     _check_complete(files, place)
     return files
-
-
-def _read_archive(archive):
-    try:
-        with zipfile.ZipFile(archive) as content:
-            return {
-                path: content.read(path)
-                for path in content.namelist()
-                if path.endswith(".bmp")
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(
-            f"{archive} is damaged ({error}): expected the complete VIPeR.v1.0.zip. "
-            "Download it again. " + Viper.MANUAL_DOWNLOAD_INSTRUCTIONS
-        ) from error
 
 
 def _check_complete(files, place):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.datasets import market1501
+
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory):
@@ -19,11 +21,21 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_data_dir():
-    """The folder with the archives of the data sets' makers; skips where absent."""
+    """The folder with the real VIPeR; skips where it is absent."""
+    return _folder_with("VIPeR.v1.0.zip")
+
+
+@pytest.fixture(scope="session")
+def real_market_dir():
+    """The folder with the real Market-1501; skips where it is absent."""
+    return _folder_with("Market-1501-v15.09.15.zip")
+
+
+def _folder_with(archive):
     beside = Path(__file__).parents[2].parent / "shared" / "data"
     folder = Path(os.environ.get("CROSSRES_DATA_DIR", beside))
-    if not (folder / "VIPeR.v1.0.zip").exists():
-        pytest.skip("no VIPeR.v1.0.zip in $CROSSRES_DATA_DIR or ../shared/data")
+    if not (folder / archive).exists():
+        pytest.skip(f"no {archive} in $CROSSRES_DATA_DIR or ../shared/data")
     return str(folder)
 
 
@@ -40,6 +52,39 @@ def viper_files():
             path = f"VIPeR/cam_{'ab'[camera]}/{pid:03d}_{45 * camera}.bmp"
             files[path] = encoded.getvalue()
     return files
+
+
+@pytest.fixture
+def market_files(monkeypatch):
+    """{path: bytes} of a generated Market-1501, which is complete for the test."""
+    cameras = {
+        "bounding_box_train": {2: "112", 7: "112", 10: "223", 11: "334"},
+        "query": {1: "12", 3: "12", 5: "12"},
+        "bounding_box_test": {1: "123", 3: "123", 5: "123", 0: "11", -1: "14"},
+    }
+    counts = {
+        "bounding_box_train": market1501.Counts((4, 4, 3, 1, 0, 0), 4),
+        "query": market1501.Counts((3, 3, 0, 0, 0, 0), 3),
+        "bounding_box_test": market1501.Counts((3, 3, 3, 0, 0, 0), 3, 2, 2),
+    }
+    monkeypatch.setattr(market1501, "COMPLETE", counts)
+    files, top = {}, "Market-1501-v15.09.15"
+    for folder, of_identity in cameras.items():
+        for pid, camids in of_identity.items():
+            for box, camid in enumerate(camids):
+                pixels = np.random.default_rng(len(files)).integers(
+                    0, 256, (128, 64, 3)
+                )
+                encoded = io.BytesIO()
+                Image.fromarray(pixels.astype(np.uint8)).save(encoded, format="jpeg")
+                number = "-1" if pid < 0 else f"{pid:04d}"
+                path = f"{top}/{folder}/{number}_c{camid}s1_000451_{box:02d}.jpg"
+                files[path] = encoded.getvalue()
+    # As in the official archive: some names end in .jpg twice.
+    twice = f"{top}/bounding_box_test/0000_c1s1_000451_01.jpg"
+    files[f"{twice}.jpg"] = files.pop(twice)
+    others = ("readme.txt", "query/Thumbs.db", "gt_bbox/0001_c1s1_001051_00.jpg")
+    return files | {f"{top}/{other}": b"x" for other in others}
 
 
 @pytest.fixture

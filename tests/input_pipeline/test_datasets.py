@@ -10,6 +10,7 @@ from PIL import Image
 
 from input_pipeline.datasets import pedestrians, records
 from input_pipeline.datasets.drawing import draw_pedestrian
+from input_pipeline.datasets.market1501 import Market1501
 from input_pipeline.datasets.pedestrians import Pedestrians
 from input_pipeline.datasets.viper import Viper
 
@@ -60,6 +61,7 @@ def test_records_are_the_drawn_pedestrians_in_order(cache_dir):
     assert len(set(index.name)) == len(set(index.sha256)) == 72
     assert (index.pid[45], index.camid[45]) == (7, 1)
     assert set(index.height) == {32} and set(index.width) == {16}
+    assert set(index.role) == {""} and len(index.role) == 72
     np.testing.assert_array_equal(
         records.read_pixels(source, 45, index.name[45]),
         draw_pedestrian(0, 7, 1, 1, height=32, width=16),
@@ -261,3 +263,170 @@ def test_real_viper_is_stored_byte_for_byte(real_data_dir, cache_dir):
     with zipfile.ZipFile(Path(real_data_dir) / "VIPeR.v1.0.zip") as archive:
         for i in range(0, 1264, 100):
             assert source[i]["image"] == archive.read(f"VIPeR/{index.name[i]}")
+
+
+TRAIN, QUERY, TEST = "bounding_box_train", "query", "bounding_box_test"
+
+
+def open_market(manual_dir, cache_dir):
+    return records.open_records(
+        Market1501(data_dir=cache_dir), manual_dir=str(manual_dir)
+    )
+
+
+def write_market(place, folder, files, write_zip):
+    if place == "zip":
+        write_zip(folder / "Market-1501-v15.09.15.zip", files)
+    else:
+        write_folder(folder, files)
+
+
+@pytest.mark.parametrize("place", ["zip", "folder"])
+def test_market_records_are_the_files_of_three_folders(
+    tmp_path, market_files, write_zip, place
+):
+    write_market(place, tmp_path, market_files, write_zip)
+    index, source = open_market(tmp_path, tmp_path / "cache")
+    assert index.name.tolist() == sorted(
+        path.partition("/")[2]
+        for path in market_files
+        if path.split("/")[1] in (TRAIN, QUERY, TEST) and ".jpg" in path
+    )
+    for i, name in enumerate(index.name):
+        assert source[i]["image"] == market_files[f"Market-1501-v15.09.15/{name}"]
+    described = {
+        name: (pid, camid, role)
+        for name, pid, camid, role in zip(
+            *(index.name, index.pid, index.camid, index.role), strict=True
+        )
+    }
+    assert len(described) == 31
+    assert described[f"{TRAIN}/0010_c3s1_000451_02.jpg"] == (10, 3, "train")
+    assert described[f"{QUERY}/0005_c2s1_000451_01.jpg"] == (5, 2, "query")
+    assert described[f"{TEST}/0001_c3s1_000451_02.jpg"] == (1, 3, "gallery")
+    assert described[f"{TEST}/0000_c1s1_000451_01.jpg.jpg"] == (0, 1, "gallery")
+    assert described[f"{TEST}/-1_c4s1_000451_01.jpg"] == (-1, 4, "gallery")
+    assert (set(index.height), set(index.width)) == ({128}, {64})
+
+
+def test_index_is_kept_while_building_and_the_same_when_written_again(
+    tmp_path, market_files, write_zip, monkeypatch
+):
+    write_market("zip", tmp_path, market_files, write_zip)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_read", None)  # nothing is read back
+        index, _ = open_market(tmp_path, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob("index.npz")
+    path.unlink()
+    for one, other in zip(
+        index, open_market(tmp_path, tmp_path / "cache").index, strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+
+
+def test_each_file_is_read_and_decoded_once(
+    tmp_path, market_files, write_zip, monkeypatch
+):
+    def counting(function, calls):
+        def call(*args):
+            calls.append(args[-1])
+            return function(*args)
+
+        return call
+
+    read, decoded = [], []
+    monkeypatch.setattr(zipfile.ZipFile, "read", counting(zipfile.ZipFile.read, read))
+    monkeypatch.setattr(records, "decode", counting(records.decode, decoded))
+    write_market("zip", tmp_path, market_files, write_zip)
+    index, _ = open_market(tmp_path, tmp_path / "cache")
+    assert [name.partition("/")[2] for name in read] == index.name.tolist()
+    assert decoded == index.name.tolist()
+
+
+@pytest.mark.parametrize("place", ["zip", "folder"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("half_extracted", rf"15/{QUERY} expected 6 images.*found 0 images of 0 ident"),
+        ("one_missing", r"4 identities \(4, 4, 3, 1.*found 11 .* \(3, 4, 3, 1, 0, 0 "),
+        ("other_identity", rf"{TEST} expected 9 images of 3 .*found 9 images of 4 "),
+        ("no_junk", "2 distractors and 2 junk images, found .* 2 distractors and 1 j"),
+        ("no_distractor", "2 distractors and 2 junk images, found .* 1 distractors"),
+        ("other_data_set", "not the complete Market-1501: .*Put Market-1501-v15"),
+        ("zero_bytes", rf"{QUERY}/0003_.*00\.jpg: not a readable image \(0 bytes\)"),
+        ("cut_off", rf"{TRAIN}/0011_.*2\.jpg: not a readable image \(900 bytes\)"),
+        ("other_size", rf"{TRAIN}/0002_.*: expected 64×128 pixels.*found 16×32"),
+    ],
+)
+def test_market_that_is_not_complete_is_refused_with_the_reason(
+    tmp_path, market_files, write_zip, place, damage, message
+):
+    files, top = dict(market_files), "Market-1501-v15.09.15"
+    if damage == "half_extracted":
+        files = {path: x for path, x in files.items() if f"/{QUERY}/" not in path}
+    elif damage == "one_missing":
+        del files[f"{top}/{TRAIN}/0007_c1s1_000451_01.jpg"]
+    elif damage == "other_identity":
+        old = f"{top}/{TEST}/0001_c3s1_000451_02.jpg"
+        files[old.replace("0001", "0009")] = files.pop(old)
+    elif damage == "no_junk":
+        del files[f"{top}/{TEST}/-1_c4s1_000451_01.jpg"]
+    elif damage == "no_distractor":
+        del files[f"{top}/{TEST}/0000_c1s1_000451_01.jpg.jpg"]
+    elif damage == "other_data_set":
+        files = {path.replace("Market-1501", "DukeMTMC"): b"" for path in files}
+        files[f"{top}/readme.txt"] = b"nothing"
+    elif damage == "zero_bytes":
+        files[f"{top}/{QUERY}/0003_c1s1_000451_00.jpg"] = b""
+    elif damage == "cut_off":
+        path = f"{top}/{TRAIN}/0011_c4s1_000451_02.jpg"
+        files[path] = files[path][:900]
+    elif damage == "other_size":
+        small = np.zeros((32, 16, 3), np.uint8)
+        files[f"{top}/{TRAIN}/0002_c1s1_000451_00.jpg"] = encode(small, "jpeg")
+    write_market(place, tmp_path, files, write_zip)
+
+    with pytest.raises(ValueError, match=message):
+        open_market(tmp_path, tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "market1501").glob("[0-9]*"))
+
+
+def test_truncated_market_archive_is_refused(tmp_path, market_files, write_zip):
+    archive = tmp_path / "Market-1501-v15.09.15.zip"
+    write_zip(archive, market_files)
+    archive.write_bytes(archive.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"15\.zip is damaged .*Put Market-1501"):
+        open_market(tmp_path, tmp_path / "cache")
+
+
+def test_market_archive_with_a_flipped_byte_is_refused(tmp_path, market_files):
+    archive = tmp_path / "Market-1501-v15.09.15.zip"
+    with zipfile.ZipFile(archive, "w") as file:  # stored, like the official one
+        for path, content in market_files.items():
+            file.writestr(path, content)
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"/query/0005_c2") + 1000] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"15\.zip is damaged .*Bad CRC"):
+        open_market(tmp_path, tmp_path / "cache")
+
+
+def test_missing_market_is_refused_with_what_to_put_there(tmp_path):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(
+            ValueError, match=r"(?s)does not exist or is empty.*Put Market-1501-v15"
+        ):
+            open_market(folder, tmp_path.parent / "cache_of_nothing")
+
+
+def test_real_market_is_stored_byte_for_byte(real_market_dir, cache_dir):
+    index, source = open_market(real_market_dir, cache_dir)
+    assert len(source) == 36_036
+    assert len(set(index.sha256)) == 36_036  # no picture is there twice
+    assert sum(name.endswith(".jpg.jpg") for name in index.name) == 24
+    archive = Path(real_market_dir) / "Market-1501-v15.09.15.zip"
+    with zipfile.ZipFile(archive) as content:
+        for i in range(0, 36_036, 1_000):
+            path = f"Market-1501-v15.09.15/{index.name[i]}"
+            assert source[i]["image"] == content.read(path)

@@ -27,6 +27,7 @@ def make_index(order=None):
         height=np.full(len(pid), 31),
         width=np.full(len(pid), 15),
         sha256=np.array([f"{i:064x}" for i in range(len(pid))]),
+        role=np.full(len(pid), ""),
     )
     return index if order is None else Index(*(column[order] for column in index))
 
@@ -279,6 +280,7 @@ def test_viper_protocol_halves_the_identities():
         height=np.full(1264, 128),
         width=np.full(1264, 48),
         sha256=np.array([str(i) for i in range(1264)]),
+        role=np.full(1264, ""),
     )
     counts = protocols.manifest(make_plan(PROTOCOLS["mlr_viper"], index))["counts"]
     thirds = {"2": 106, "3": 105, "4": 105}
