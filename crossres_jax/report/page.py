@@ -57,6 +57,9 @@ def write_report(
 
 def _page(results, pictures):
     title = f"{results['method']} on {results['protocol']}"
+    spread = ""
+    if trials := results.get("trials"):
+        spread = f" (± {trials['rank1_std']:.1f} over {trials['count']} gallery draws)"
     rows = "".join(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>\n"
         for key, value in _flat(results)
@@ -73,8 +76,7 @@ body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; }}
 td {{ padding: 0 1.5em 0 0; }} img {{ max-width: 100%; }}
 </style>
 <h1>{html.escape(title)}</h1>
-<p>Rank-1 <b>{results["rank1"]:.1f}%</b> (± {results["trials"]["rank1_std"]:.1f} over
-{results["trials"]["count"]} gallery draws), mAP <b>{results["mAP"]:.1f}%</b>.</p>
+<p>Rank-1 <b>{results["rank1"]:.1f}%</b>{spread}, mAP <b>{results["mAP"]:.1f}%</b>.</p>
 {figures}<h2>All figures</h2>
 <table>
 {rows}</table>

@@ -135,6 +135,7 @@ def compare(
     query: Embedded,
     gallery: Embedded,
     *,
+    evaluation: Literal["single_shot", "multi_shot"] = "single_shot",
     num_draws: int = 100,
     seed: int = 0,
     ap: Literal["step", "trapezoid"] = "step",
@@ -148,6 +149,9 @@ def compare(
       method: whose `distance` is used.
       query: the query side.
       gallery: the gallery side.
+      evaluation: which scores are the main ones: "single_shot", where query and gallery
+        come from different cameras, or "multi_shot" with the removal of the same
+        camera's images, as Market-1501 does.
       num_draws: gallery draws of the single-shot protocol.
       seed: of these draws.
       ap: "step" or "trapezoid", average precision of the multi-shot protocol.
@@ -156,13 +160,19 @@ def compare(
       num_ranked: length of these lists.
 
     Returns:
-      The scores: single-shot ones, by scale too, and `multi_shot` with the removal of
-      the same camera's images, as Market-1501 does.
+      The main scores, by scale too; beside single-shot ones `trials`, their spread over
+      the draws, and the `multi_shot` ones. `num_queries` is how many queries have a
+      match; the others are not counted. What multi-shot ranking removes is not shown.
 
     Raises:
       ValueError: if a distance is NaN, if none of the queries, or of those of one
-        scale, has a match in the gallery, if `num_draws` is below 1 or `ap` is neither.
+        scale, has a match in the gallery, if `num_draws` is below 1, or if `evaluation`
+        or `ap` is neither.
     """
+    if evaluation not in ("single_shot", "multi_shot"):
+        raise ValueError(
+            f"evaluation must be 'single_shot' or 'multi_shot', found {evaluation!r}"
+        )
     num_queries = len(query.pid)
     shown = np.unique(
         np.linspace(0, num_queries - 1, min(num_shown, num_queries)).astype(int)
@@ -171,39 +181,44 @@ def compare(
     for start, distances in _distance_blocks(method, query, gallery, chunk_size):
         rows = slice(start, start + chunk_size)
         pids, camids = query.pid[rows], query.camid[rows]
-        single.append(
-            rank_single_shot(
-                distances, pids, gallery.pid, num_draws=num_draws, seed=seed
+        if evaluation == "single_shot":
+            single.append(
+                rank_single_shot(
+                    distances, pids, gallery.pid, num_draws=num_draws, seed=seed
+                )
             )
-        )
         multi.append(
             rank_multi_shot(distances, pids, gallery.pid, camids, gallery.camid, ap=ap)
         )
         for row in shown[(shown >= start) & (shown < start + len(pids))] - start:
-            ranked.append(np.argsort(distances[row], kind="stable")[:num_ranked])
+            same = (gallery.pid == pids[row]) & (gallery.camid == camids[row])
+            kept = np.where(same | (gallery.pid < 0), np.inf, distances[row])
+            ranked.append(np.argsort(kept, kind="stable")[:num_ranked])
 
-    overall = summarize_draws(single)
+    main = single or multi
+    overall = summarize_draws(main)
     results = {
-        "num_queries": num_queries,
+        "evaluation": evaluation,
+        "num_queries": overall.num_valid_queries,
         "num_gallery": len(gallery.pid),
         "num_identities": len(np.unique(query.pid)),
         **_percentages(overall),
-        "trials": {
-            "count": num_draws,
-            "rank1_std": _percent(overall.rank1_std),
-            "mAP_std": _percent(overall.mAP_std),
-        },
         "by_scale": {},
-        "multi_shot": _percentages(summarize(multi)),
     }
     for scale in np.unique(query.scale):
-        where = query.scale == scale
-        scores = summarize(single, where)
+        scores = summarize(main, query.scale == scale)
         results["by_scale"][str(scale)] = {
             "rank1": _percent(scores.cmc[0]),
             "mAP": _percent(scores.mAP),
-            "num_queries": int(where.sum()),
+            "num_queries": scores.num_valid_queries,
         }
+    if evaluation == "single_shot":
+        results["trials"] = {
+            "count": num_draws,
+            "rank1_std": _percent(overall.rank1_std),
+            "mAP_std": _percent(overall.mAP_std),
+        }
+        results["multi_shot"] = _percentages(summarize(multi))
     if query.quality:
         results["sr"] = {
             key: round(float(values.mean()), 4) for key, values in query.quality.items()

@@ -54,9 +54,14 @@ def test_report_is_a_page_with_its_pictures(tmp_path):
     evaluation = Evaluation(results, np.arange(3), np.arange(6).reshape(3, 2))
     write_report(tmp_path / "report", results, evaluation, method, {}, load=load)
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "48.2%" in page
+    assert "48.2%</b> (± 1.5 over 100 gallery draws), mAP" in page
     assert "&lt;mlr&gt;" in page
     for name in ("ranked.png", "restored.png"):
         assert f'src="{name}"' in page
         with Image.open(tmp_path / "report" / name) as picture:
             assert min(picture.size) > 100
+
+    del results["trials"]  # of multi-shot scores there is one, without a spread
+    write_report(tmp_path / "report", results, evaluation, method, {}, load=load)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "48.2%</b>, mAP" in page

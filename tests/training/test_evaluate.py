@@ -98,6 +98,52 @@ def test_psnr_of_a_constant_difference():
     assert sr["psnr"] == sr["psnr_bicubic"] == pytest.approx(20, abs=1e-3)  # 0.1² = 1%
 
 
+def _official(pids, camids):
+    """One side of a test set; what is alike has the same feature."""
+    pids, camids = np.array(pids), np.array(camids)
+    scale = np.ones_like(pids)
+    return lambda features: evaluate.Embedded(
+        np.array(features, np.float32)[:, None], pids, camids, scale, {}
+    )
+
+
+def test_multi_shot_scores_are_the_main_ones_where_they_are_official():
+    query = _official([1, 2, 9], [1, 1, 1])([0.0, 10.0, 5.0])
+    gallery = _official(
+        pids=[1, 1, 0, 1, 2, -1, 2],
+        camids=[1, 2, 3, 3, 2, 2, 1],
+    )([0.0, 0.2, 0.1, 0.3, 10.3, 10.1, 10.0])
+    # Query 1: its own camera's image is removed, the distractor stays: ranks 2 and 3.
+    # Query 2: its own camera's image and junk are removed: rank 1. 9 has no match.
+    evaluation = evaluate.compare(METHOD, query, gallery, evaluation="multi_shot")
+    results = evaluation.results
+    assert results["evaluation"] == "multi_shot"
+    assert (results["rank1"], results["rank5"]) == (50, 100)
+    assert results["mAP"] == pytest.approx(
+        100 * ((1 / 2 + 2 / 3) / 2 + 1) / 2, abs=1e-3
+    )
+    assert (results["num_queries"], results["num_gallery"]) == (2, 7)
+    assert results["by_scale"] == {
+        "1": {"rank1": 50.0, "mAP": results["mAP"], "num_queries": 2}
+    }
+    assert "trials" not in results and "multi_shot" not in results
+    np.testing.assert_array_equal(evaluation.ranked[0, :3], [2, 1, 3])
+    np.testing.assert_array_equal(evaluation.ranked[1, :1], [4])
+
+
+def test_multi_shot_scores_are_the_same_as_beside_single_shot_ones():
+    single, multi = _evaluate(3.0), _evaluate(3.0, evaluation="multi_shot")
+    main = {key: multi.results[key] for key in evaluate.SCORES}
+    assert main == single.results["multi_shot"]
+    assert single.results["evaluation"] == "single_shot"
+    assert multi.results["sr"] == single.results["sr"]
+
+
+def test_an_unknown_evaluation_is_refused():
+    with pytest.raises(ValueError, match="'single_shot' or 'multi_shot', found 'both'"):
+        _evaluate(0.0, evaluation="both")
+
+
 def test_an_empty_side_is_refused():
     with pytest.raises(ValueError, match="images on the query side, found none"):
         evaluate.embed_images(METHOD, {}, [], make_mesh(), role="query")
