@@ -98,7 +98,8 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             )
             for side, role in zip(sides, ("query", "gallery"), strict=True)
         )
-        return compare(method, query, gallery, **options)
+        scored = data.plan.protocol.evaluation
+        return compare(method, query, gallery, evaluation=scored, **options)
 
     def validate(variables):
         plain = dataclasses.replace(method, restore=None)  # its pictures do not count
@@ -297,10 +298,15 @@ def announce(config, data, mesh, workdir):
 
 def summarize(results, workdir):
     """The scores, and where they lie."""
+    how, spread = "whole gallery", ""
+    if trials := results.get("trials"):
+        how, spread = (
+            f"{trials['count']} gallery draws",
+            f" ± {trials['rank1_std']:.1f}",
+        )
     print(
-        f"Rank-1 {results['rank1']:.1f} ± {results['trials']['rank1_std']:.1f}  "
-        f"Rank-5 {results['rank5']:.1f}  Rank-10 {results['rank10']:.1f}  "
-        f"mAP {results['mAP']:.1f}  (%, {results['trials']['count']} gallery draws)"
+        f"Rank-1 {results['rank1']:.1f}{spread}  Rank-5 {results['rank5']:.1f}  "
+        f"Rank-10 {results['rank10']:.1f}  mAP {results['mAP']:.1f}  (%, {how})"
     )
     scales = (f"×{s} {v['rank1']:.1f}" for s, v in results["by_scale"].items())
     print("Rank-1 by scale: " + "  ".join(scales))

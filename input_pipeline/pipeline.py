@@ -42,7 +42,7 @@ def open_data(config: Any) -> Data:
         protocol: a name in `protocols.PROTOCOLS`;
         dir: folder of the official archives, '' where none is needed;
         cache_dir: where the built data sets are kept, '' for TFDS's own place;
-        seed, split: int, which of the protocol's random splits;
+        seed, split: int, which of the protocol's random splits; an official split is 0;
         val_ids: how many training identities to hold out;
         kernel: of the down-sampling, '' for the protocol's own;
         image_size: (height, width) of the batches;
@@ -64,6 +64,11 @@ def open_data(config: Any) -> Data:
             f"synthetic_lr must be 'stored' or 'all', found {config.synthetic_lr!r}."
         )
     protocol = _find_protocol(config)
+    if config.synthetic_lr == "all" and set(protocol.scales) == {1}:
+        raise ValueError(
+            "synthetic_lr='all' needs a protocol that down-samples, found "
+            f"{protocol.name}, whose scales are all 1."
+        )
     builder = _find_builder(protocol.dataset, config.cache_dir)
     # With its version: the manifest's hash is to change when the pictures do.
     protocol = dataclasses.replace(protocol, dataset=builder.info.full_name)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,30 +22,37 @@ SEARCHED = (("query", "gallery"), ("val_query", "val_gallery"))  # in each other
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a multiple-low-resolution (MLR) set is made of a data set.
+    """Who trains, who is searched for, and which of their images are low-resolution.
 
-    Identities are put in random order by (seed, split). The first `num_train` of them
-    train and the next `num_test` are searched for. On either side the images of
-    `lr_camera` are low-resolution: the identities, in that order, are cut into as many
-    equal parts as there are scales, and part i is down-sampled by `scales[i]`, as SING
-    does (Jiao et al., AAAI 2018). Query are the test images of `lr_camera`, gallery
-    those of all other cameras.
+    With `num_train` and `num_test`, identities are put in random order by (seed,
+    split); the first `num_train` of them train and the next `num_test` are searched
+    for. Without, they are those of the official split, to which the makers of the data
+    set gave roles.
+
+    With `lr_camera`, a multiple-low-resolution (MLR) set is made. On either side the
+    images of `lr_camera` are low-resolution: the identities, in that order, are cut
+    into as many equal parts as there are scales, and part i is down-sampled by
+    `scales[i]`, as SING does (Jiao et al., AAAI 2018). Query are the test images of
+    `lr_camera`, gallery those of all other cameras. Without, all images stay as they
+    are, and query and gallery are the official ones, junk left out.
 
     With `val_ids`, so many of the training identities are held out, the same share of
     every scale. Their images become a query and a gallery on which a checkpoint can be
-    chosen without a look at the test identities, which stay the same.
+    chosen without a look at the test identities, which stay the same. Without an
+    `lr_camera`, their query is the first image of each in each camera.
     """
 
     name: str
     dataset: str  # file in input_pipeline/datasets, perhaps "/" a TFDS config
-    num_train: int  # identities
-    num_test: int  # identities
-    lr_camera: int
+    num_train: int | None = None  # identities
+    num_test: int | None = None  # identities
+    lr_camera: int | None = None
     scales: tuple[int, ...] = (2, 3, 4)
     kernel: str = "bicubic"  # of down-sampling, one of KERNELS
     seed: int = 0
     split: int = 0  # the number of the random split
     val_ids: int = 0  # training identities that are held out
+    evaluation: Literal["single_shot", "multi_shot"] = "single_shot"  # of main scores
 
 
 PROTOCOLS = {
@@ -73,6 +80,13 @@ PROTOCOLS = {
             num_train=316,
             num_test=316,
             lr_camera=0,
+        ),
+        # The official split, and the official evaluation with single queries.
+        Protocol(
+            name="market1501",
+            dataset="market1501",
+            scales=(1,),
+            evaluation="multi_shot",
         ),
     )
 }
@@ -109,40 +123,32 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
 
     Args:
       protocol: a `Protocol`.
-      index: `name`, `pid`, `camid`, `height`, `width` of every record, as in
+      index: `name`, `pid`, `camid`, `height`, `width`, `role` of every record, as in
         `input_pipeline.datasets.records.Index`.
 
     Returns:
       A `Plan`; the images of each side are in the order of the records.
 
     Raises:
-      ValueError: if the data set has too few identities, if a test or held-out identity
-        has no image on either side, or if the kernel is unknown.
+      ValueError: if the data set has too few identities or no official split, if under
+        an `lr_camera` a test or held-out identity has no image on either side, or if
+        the kernel is unknown.
     """
     if protocol.kernel not in KERNELS:
         raise ValueError(
             f"Unknown kernel {protocol.kernel!r}: choose one of {', '.join(KERNELS)}."
         )
-    identities = np.unique(index.pid)
-    if len(identities) < protocol.num_train + protocol.num_test:
-        raise ValueError(
-            f"Protocol {protocol.name} needs {protocol.num_train} training and "
-            f"{protocol.num_test} test identities, found {len(identities)} in the data "
-            f"set {protocol.dataset}."
-        )
-    order = sampling.permutation(
-        len(identities), seed=protocol.seed, position=protocol.split
-    )
-    train_pids, test_pids, _ = np.split(
-        identities[order],
-        [protocol.num_train, protocol.num_train + protocol.num_test],
-    )
+    official = protocol.num_train is None
+    train_pids, test_pids = (_official if official else _draw)(protocol, index)
     scale_of = _cut_into_scales(train_pids, protocol.scales)
     scale_of |= _cut_into_scales(test_pids, protocol.scales)
     train_pids, val_pids = _hold_out(train_pids, protocol)
     label_of = {pid: label for label, pid in enumerate(sorted(train_pids.tolist()))}
 
-    in_lr_camera = index.camid == protocol.lr_camera
+    if protocol.lr_camera is None:
+        is_query, degraded = _official_queries(index), np.full(len(index.pid), False)
+    else:
+        is_query = degraded = index.camid == protocol.lr_camera
     in_train, in_val, in_test = (
         np.isin(index.pid, pids) for pids in (train_pids, val_pids, test_pids)
     )
@@ -150,8 +156,7 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     def images(chosen):
         record = np.flatnonzero(chosen)
         pid = index.pid[record]
-        degraded = in_lr_camera[record]
-        scale = np.where(degraded, [scale_of[p] for p in pid.tolist()], 1)
+        scale = np.where(degraded[record], [scale_of[p] for p in pid.tolist()], 1)
         return Images(
             record=record,
             name=index.name[record],
@@ -167,18 +172,68 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     plan = Plan(
         protocol=protocol,
         train=images(in_train),
-        query=images(in_test & in_lr_camera),
-        gallery=images(in_test & ~in_lr_camera),
-        val_query=images(in_val & in_lr_camera),
-        val_gallery=images(in_val & ~in_lr_camera),
+        query=images(in_test & is_query),
+        gallery=images(in_test & ~is_query),
+        val_query=images(in_val & is_query),
+        val_gallery=images(in_val & ~is_query),
         num_classes=len(train_pids),
     )
-    for pids, sides in (
-        (test_pids, ("query", "gallery")),
-        (val_pids, ("val_query", "val_gallery")),
-    ):
-        _check_every_identity(plan, pids, sides)
+    if protocol.lr_camera is not None:
+        _check_every_identity(plan, test_pids, ("query", "gallery"))
+        _check_every_identity(plan, val_pids, ("val_query", "val_gallery"))
     return plan
+
+
+def _draw(protocol, index):
+    """(identities that train, that are tested), in the split's random order."""
+    identities = np.unique(index.pid)
+    if len(identities) < protocol.num_train + protocol.num_test:
+        raise ValueError(
+            f"Protocol {protocol.name} needs {protocol.num_train} training and "
+            f"{protocol.num_test} test identities, found {len(identities)} in the data "
+            f"set {protocol.dataset}."
+        )
+    order = sampling.permutation(
+        len(identities), seed=protocol.seed, position=protocol.split
+    )
+    train_pids, test_pids, _ = np.split(
+        identities[order],
+        [protocol.num_train, protocol.num_train + protocol.num_test],
+    )
+    return train_pids, test_pids
+
+
+def _official(protocol, index):
+    """(identities that train, that are tested) by their roles, in random order.
+
+    The gallery's distractors are among the tested ones, junk is not.
+    """
+    for role in ("train", "query", "gallery"):
+        if role not in index.role:
+            raise ValueError(
+                f"Protocol {protocol.name} needs the official split of its data set, "
+                f"found no image with the role {role} in {protocol.dataset}."
+            )
+    if protocol.split != 0:
+        raise ValueError(
+            f"Protocol {protocol.name} has one split, the official one: split must be "
+            f"0, found {protocol.split}."
+        )
+    trains = index.role == "train"
+    parts = (
+        np.unique(index.pid[part & (index.pid >= 0)]) for part in (trains, ~trains)
+    )
+    return tuple(
+        pids[sampling.permutation(len(pids), seed=protocol.seed)] for pids in parts
+    )
+
+
+def _official_queries(index):
+    """(N,) bool: official queries; of who trains, one image in each camera, too."""
+    seen = np.stack([index.pid, index.camid])
+    _, first = np.unique(seen, axis=1, return_index=True)
+    is_first = np.isin(np.arange(len(index.pid)), first)
+    return np.where(index.role == "train", is_first, index.role == "query")
 
 
 def _hold_out(train_pids, protocol):
@@ -254,7 +309,8 @@ def manifest(plan: Plan) -> dict[str, Any]:
 
     Its `sha256` covers the protocol's fields except `val_ids` (the sides of the images
     tell who is held out) and, for every image, side, name, pid, camid, scale and size,
-    but no pixels: equal hashes mean equal protocols.
+    but no pixels: equal hashes mean equal protocols. How the ranking is scored is not
+    part of it; the results say that.
 
     Args:
       plan: a `Plan`.
@@ -264,6 +320,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
       by camera and by scale; `sha256`, in hexadecimal digits.
     """
     fields = dataclasses.asdict(plan.protocol)
+    del fields["evaluation"]
     sides = {side: getattr(plan, side) for side in _sides(plan)}
     lines = [
         f"{side} {name} {pid} {camid} x{scale} {width}x{height}"

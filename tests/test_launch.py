@@ -176,6 +176,29 @@ def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
     assert results["trials"]["count"] == 7
 
 
+def test_the_protocols_own_evaluation_gives_the_scores(finished, config, folder):
+    script = f"""
+import dataclasses, runpy, sys
+from input_pipeline.protocols import PROTOCOLS
+name = "mlr_pedestrians_tiny"
+PROTOCOLS[name] = dataclasses.replace(PROTOCOLS[name], evaluation="multi_shot")
+sys.argv = ["launch.py", "--workdir=finished", "--mode=evaluate"]
+runpy.run_path({str(ROOT / "launch.py")!r}, run_name="__main__")
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"Rank-1 [\d.]+  Rank-5 .*\(%, whole gallery\)", process.stdout)
+    results = json.loads((folder / "finished" / "results.json").read_text())
+    assert results["evaluation"] == "multi_shot" and "trials" not in results
+
+
 def test_a_run_that_blows_up_goes_back_and_then_ends_with_names(launch, config):
     process = launch(
         *config,

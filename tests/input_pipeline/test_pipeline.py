@@ -279,3 +279,67 @@ def test_real_viper_trains_and_evaluates(make_config, real_data_dir):
         (label, camid) for label in set(batch["label"]) for camid in (0, 1)
     }
     assert sum(batch["valid"].sum() for batch in eval_batches(data, "query")) == 316
+
+
+@pytest.fixture
+def market_config(make_config, market_files, write_zip, tmp_path):
+    """A function that gives the config of `open_data` on a generated Market-1501."""
+    write_zip(tmp_path / "Market-1501-v15.09.15.zip", market_files)
+
+    def make(**changes):
+        fields = {
+            "protocol": "market1501",
+            "dir": str(tmp_path),
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return make_config(**fields | changes)
+
+    return make
+
+
+def test_official_protocol_trains_and_is_searched(market_config):
+    data = open_data(market_config(num_ids=2))
+    counts = data.manifest["counts"]
+    assert {side: counts[side]["images"] for side in counts} == {
+        "train": 12,
+        "query": 6,
+        "gallery": 9 + 2,
+    }
+    assert data.manifest["protocol"]["dataset"] == "market1501/1.0.0"
+    (batch,) = batches(data, num_steps=1)
+    np.testing.assert_array_equal(batch["lr"], batch["hr"])
+    assert set(batch["scale"]) == {1}
+    shown = list(eval_batches(data, "gallery"))
+    pid = np.concatenate([batch["pid"][batch["valid"]] for batch in shown])
+    camid = np.concatenate([batch["camid"][batch["valid"]] for batch in shown])
+    assert sorted(zip(pid.tolist(), camid.tolist(), strict=True)) == [
+        *((0, 1), (0, 1)),
+        *((pid, camid) for pid in (1, 3, 5) for camid in (1, 2, 3)),
+    ]
+
+
+def test_synthetic_lr_needs_a_protocol_that_down_samples(market_config):
+    with pytest.raises(ValueError, match=r"'all' needs .*market1501, whose scales are"):
+        open_data(market_config(synthetic_lr="all"))
+
+
+def test_real_market_has_its_official_sides(make_config, real_market_dir):
+    data = open_data(
+        make_config(protocol="market1501", dir=real_market_dir, val_ids=100)
+    )
+    counts = data.manifest["counts"]
+    query, gallery = counts["query"], counts["gallery"]
+    assert (query["identities"], query["images"]) == (750, 3_368)
+    assert query["cameras"] == dict(
+        zip("123456", (668, 530, 717, 248, 622, 583), strict=True)
+    )
+    assert (gallery["identities"], gallery["images"]) == (751, 13_115 + 2_798)
+    held_out, val_query = set(data.plan.val_query.pid), counts["val_query"]
+    assert len(held_out) == 100 == counts["val_gallery"]["identities"]
+    assert counts["train"]["identities"] == 651
+    together = (
+        counts[side]["images"] for side in ("train", "val_query", "val_gallery")
+    )
+    assert sum(together) == 12_936 and val_query["scales"].keys() == {"1"}
+    batch = next(eval_batches(data, "query"))
+    assert batch["lr"].shape == (5, 32, 16, 3)

@@ -288,3 +288,112 @@ def test_viper_protocol_halves_the_identities():
     assert counts["train"]["scales"] == {"1": 316} | thirds
     assert counts["query"]["scales"] == thirds
     assert counts["gallery"]["scales"] == {"1": 316}
+
+
+MARKET = PROTOCOLS["market1501"]
+
+
+def make_official_index():
+    """Twelve identities train, six are tested; six distractors, six junk images."""
+    index = make_index()
+    identity = (index.pid - 3) // 7
+    test, shot = (identity >= 12) & (identity < 18), np.arange(len(index.pid)) % 2
+    role = np.where(test, np.where(shot == 0, "gallery", "query"), "gallery")
+    role[identity < 12] = "train"
+    # Nobody in training is seen by camera 0.
+    pid = np.where(identity == 18, 0, np.where(identity == 19, -1, index.pid))
+    seen = (role != "train") | (index.camid > 0)
+    return Index(*(column[seen] for column in index._replace(pid=pid, role=role)))
+
+
+OFFICIAL = make_official_index()
+
+
+def test_official_sides_are_the_makers_roles():
+    plan = make_plan(MARKET, OFFICIAL)
+    protocols.check_disjoint(plan, OFFICIAL.sha256)
+    for side in ("train", "query", "gallery"):
+        expected = OFFICIAL.name[(OFFICIAL.role == side) & (OFFICIAL.pid >= 0)]
+        assert getattr(plan, side).name.tolist() == expected.tolist()
+    assert plan.num_classes == 12 and set(plan.train.label) == set(range(12))
+    assert set(plan.query.label) == set(plan.gallery.label) == {-1}
+
+
+def test_official_gallery_has_distractors_and_no_junk():
+    plan = make_plan(MARKET, OFFICIAL)
+    assert set(plan.gallery.pid) == {*plan.query.pid, 0}
+    assert (plan.gallery.pid == 0).sum() == 6 and -1 in OFFICIAL.pid
+
+
+def test_nothing_is_degraded_without_a_low_resolution_camera():
+    for side in make_plan(MARKET, OFFICIAL)[1:4]:
+        assert set(side.scale) == {1} and side.has_hr.all()
+        assert (set(side.height), set(side.width)) == ({31}, {15})
+
+
+def test_held_out_identities_are_searched_with_one_image_of_each_camera():
+    plan = make_plan(dataclasses.replace(MARKET, val_ids=3), OFFICIAL)
+    protocols.check_disjoint(plan, OFFICIAL.sha256)
+    held_out = set(plan.val_query.pid.tolist())
+    assert len(held_out) == 3
+    assert not held_out & {*plan.train.pid, *plan.query.pid, *plan.gallery.pid}
+    each = [(pid, camid) for pid in sorted(held_out) for camid in (1, 2)]
+    for side in (plan.val_query, plan.val_gallery):
+        found = zip(side.pid.tolist(), side.camid.tolist(), strict=True)
+        assert sorted(found) == each
+    assert plan.num_classes == 9
+    without = make_plan(MARKET, OFFICIAL)
+    for side in ("query", "gallery"):
+        for one, other in zip(getattr(without, side), getattr(plan, side), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_seed_decides_who_is_held_out_of_an_official_split():
+    def held_out(seed):
+        protocol = dataclasses.replace(MARKET, val_ids=3, seed=seed)
+        return frozenset(make_plan(protocol, OFFICIAL).val_query.pid.tolist())
+
+    assert held_out(0) == held_out(0)
+    assert len({held_out(seed) for seed in range(5)}) > 1
+
+
+def test_an_official_query_may_have_no_match():
+    # It is not counted in the scores, as in the official code.
+    pid = np.where(OFFICIAL.role == "gallery", 0, OFFICIAL.pid)
+    plan = make_plan(MARKET, OFFICIAL._replace(pid=pid))
+    assert set(plan.gallery.pid) == {0} and len(set(plan.query.pid)) == 6
+
+
+def test_how_the_ranking_is_scored_is_no_part_of_the_manifest():
+    single = dataclasses.replace(MARKET, evaluation="single_shot")
+    assert protocols.manifest(make_plan(MARKET, OFFICIAL)) == protocols.manifest(
+        make_plan(single, OFFICIAL)
+    )
+
+
+def test_official_manifest_is_the_same_on_every_machine():
+    # Written in when the protocol was made: a change makes old results incomparable.
+    manifest = protocols.manifest(make_plan(MARKET, OFFICIAL))
+    assert manifest["sha256"] == (
+        "73eabafa0360c5e0e5bce9e4dd937fe3920487a49937259fd1d7bdb899c75000"
+    )
+
+
+def test_an_identity_of_two_roles_is_a_leak():
+    pid = OFFICIAL.pid.copy()
+    pid[np.flatnonzero(OFFICIAL.role == "query")[0]] = 3  # who trains
+    plan = make_plan(MARKET, OFFICIAL._replace(pid=pid))
+    with pytest.raises(ValueError, match="market1501 leaks: the identities 3 are both"):
+        protocols.check_disjoint(plan, OFFICIAL.sha256)
+
+
+def test_data_without_roles_have_no_official_split():
+    with pytest.raises(
+        ValueError, match=r"official split .*no image with the role tra"
+    ):
+        make_plan(MARKET, INDEX)
+
+
+def test_an_official_split_is_the_only_one():
+    with pytest.raises(ValueError, match=r"one split, .*: split must be 0, found 3"):
+        make_plan(dataclasses.replace(MARKET, split=3), OFFICIAL)
