@@ -30,8 +30,7 @@ class Conv(nn.Module):
       features: number of output channels.
       kernel_size: odd side k of the square kernel.
       strides: step of the window in both directions.
-      groups: number of channel groups; `groups == C_in == features` is depthwise. Meant
-        for depthwise networks such as OSNet; no network here uses it yet.
+      groups: number of channel groups; `groups == C_in == features` is depthwise.
       use_bias: whether a bias is added.
       dtype: type of the computation; parameters are float32.
       kernel_init: initialiser of the kernel (k, k, C_in / groups, features).

@@ -12,41 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossres_jax.modules.conv import Conv
-from crossres_jax.modules.residual import BasicBlock, Bottleneck, batch_norm
+from crossres_jax.modules.residual import BasicBlock, Bottleneck, ConvNormRelu
 
 NUM_BRANCHES = 4
-
-
-class ConvNormRelu(nn.Module):
-    """Convolution, batch normalisation and, unless `relu` is False, ReLU.
-
-    Attributes:
-      features, kernel_size, strides, use_bias: see `Conv`.
-      relu: whether the ReLU is applied.
-      dtype: type of the computation.
-    """
-
-    features: int
-    kernel_size: int = 3
-    strides: int = 1
-    use_bias: bool = False
-    relu: bool = True
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(B, H, W, C) → (B, H / strides, W / strides, features)."""
-        x = Conv(
-            self.features,
-            kernel_size=self.kernel_size,
-            strides=self.strides,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
-        x = batch_norm(train=train, dtype=self.dtype)(name="bn")(x)
-        return nn.relu(x) if self.relu else x
 
 
 class Exchange(nn.Module):

@@ -1,4 +1,4 @@
-"""Residual blocks of ResNet and HRNet (He et al., arXiv:1512.03385)."""
+"""Residual blocks of ResNet and HRNet (He et al., arXiv:1512.03385) and their parts."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +34,37 @@ def batch_norm(*, train: bool, dtype: Any = jnp.float32) -> Callable:
     )
 
 
+class ConvNormRelu(nn.Module):
+    """Convolution, batch normalisation and, unless `relu` is False, ReLU.
+
+    Attributes:
+      features, kernel_size, strides, use_bias: see `Conv`.
+      relu: whether the ReLU is applied.
+      dtype: type of the computation.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    use_bias: bool = False
+    relu: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """(B, H, W, C) → (B, H / strides, W / strides, features)."""
+        x = Conv(
+            self.features,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = batch_norm(train=train, dtype=self.dtype)(name="bn")(x)
+        return nn.relu(x) if self.relu else x
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with a shortcut; keeps the number of channels.
 
@@ -63,8 +94,7 @@ class Bottleneck(nn.Module):
 
     Attributes:
       planes: channels of the 3×3 convolution.
-      strides: stride of the 3×3 convolution and of the shortcut. Meant for ResNets; in
-        HRNet it is 1.
+      strides: stride of the 3×3 convolution and of the shortcut.
       dtype: type of the computation.
     """
 
