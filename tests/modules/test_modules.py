@@ -7,7 +7,11 @@ import pytest
 
 from crossres_jax.modules import conv
 from crossres_jax.modules.attention import ChannelAttention
+from crossres_jax.modules.heads import BNNeck
 from crossres_jax.modules.hrnet import HRNet, HRNetClassifier, upsample_nearest
+from crossres_jax.modules.osnet import OSNet
+from crossres_jax.modules.pooling import GeM, generalized_mean
+from crossres_jax.modules.resnet import ResNet
 from crossres_jax.modules.vdsr import VDSR
 
 FULL_SIZE = jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32)
@@ -48,6 +52,75 @@ def test_hrnet_refuses_a_size_that_its_lowest_branch_cannot_halve():
     images = jax.ShapeDtypeStruct((1, 96, 48, 3), jnp.float32)
     with pytest.raises(ValueError, match=r"multiples of 32, found 96×48"):
         _outputs(HRNet(), images, train=False)
+
+
+def test_resnet50_count():
+    assert _count(ResNet(), train=False) == 23_508_032  # 25,557,032 with the classifier
+
+
+@pytest.mark.parametrize(("last_stride", "last"), [(2, (8, 4)), (1, (16, 8))])
+def test_resnet50_returns_its_four_stages(last_stride, last):
+    stages = _outputs(ResNet(last_stride=last_stride), train=True)
+    assert [x.shape for x in stages] == [
+        (2, 64, 32, 256),
+        (2, 32, 16, 512),
+        (2, 16, 8, 1024),
+        (2, *last, 2048),
+    ]
+
+
+def test_osnet_counts():
+    # The published files of OSNet x0.25 hold 751 and 1,041 identities.
+    assert _count(OSNet(751, width=0.25), train=False) == 587_127
+    assert _count(OSNet(1041, width=0.25), train=False) == 735_897
+    # Before the classifier the authors list 2,193,616 for x1.0, which counts each gate
+    # four times, once for every stream: six gates in three widths.
+    gates = 2 * sum(2 * c * (c // 16) + c // 16 + c for c in (64, 96, 128))
+    assert _count(OSNet(751), train=False) - 751 * 513 == 2_193_616 - 3 * gates
+
+
+def test_osnet_returns_features_and_logits():
+    outputs = _outputs(OSNet(751), train=False)
+    assert outputs.features.shape == (2, 512)
+    assert outputs.logits.shape == (2, 751)
+
+
+def test_gem_goes_from_the_mean_to_the_maximum():
+    x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)
+    for p, expected in ((1, 2.5), (2, 7.5**0.5), (3, 25 ** (1 / 3)), (1e4, 4.0)):
+        # For large p the result is 4 · 4^(−1/p), here 4 − 6e-4.
+        np.testing.assert_allclose(generalized_mean(x, p), [[expected]], rtol=2e-4)
+
+
+def test_gem_neither_overflows_nor_divides_by_zero():
+    x = jnp.array([[0.0, 1e-3], [0.0, 1e6]]).reshape(1, 2, 1, 2)
+    value, gradient = jax.value_and_grad(lambda x: generalized_mean(x, 30).sum())(x)
+    np.testing.assert_allclose(value, 1e6 * 2 ** (-1 / 30), rtol=1e-5)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_gem_learns_its_exponent():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    pooled, variables = GeM().init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(pooled, [[9 ** (1 / 3)]], rtol=1e-5)  # p = 3 at first
+    gradient = jax.grad(lambda v: GeM().apply(v, x).sum())(variables)
+    assert gradient["params"]["p"] > 0  # a generalised mean grows with p
+
+
+def test_bn_neck_normalises_for_the_classifier_alone():
+    x = 3 + 2 * jax.random.normal(jax.random.key(1), (16, 8))
+    module = BNNeck(num_classes=5)
+    variables = module.init(jax.random.key(0), x, train=False)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {
+        "bn": {"scale": (8,)},  # no bias anywhere
+        "classifier": {"kernel": (8, 5)},
+    }
+    outputs, _ = module.apply(variables, x, train=True, mutable="batch_stats")
+    np.testing.assert_array_equal(outputs.features, x)
+    np.testing.assert_allclose(outputs.bn_features.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(outputs.bn_features.std(0), 1.0, rtol=1e-4)
+    kernel = variables["params"]["classifier"]["kernel"]
+    np.testing.assert_allclose(outputs.logits, outputs.bn_features @ kernel, rtol=1e-5)
 
 
 def test_vdsr_returns_its_input_when_it_starts_as_identity():

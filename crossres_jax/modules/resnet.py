@@ -1,0 +1,60 @@
+"""ResNet, the backbone of most re-identification baselines.
+
+He et al., arXiv:1512.03385, with the stride of a bottleneck on its 3×3 convolution, as
+in the weights that are published for PyTorch ("v1.5"). `ResNet` with its defaults is
+ResNet-50 without its classifier, 23,508,032 parameters.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossres_jax.modules.conv import Conv
+from crossres_jax.modules.pooling import max_pool
+from crossres_jax.modules.residual import Bottleneck, batch_norm
+
+
+class ResNet(nn.Module):
+    """Stem and four stages of bottlenecks.
+
+    Attributes:
+      width: channels of the stem and planes of the first stage, doubled from stage to
+        stage; stage i has `4 · width · 2^i` output channels.
+      num_blocks: bottlenecks of each stage; (3, 4, 6, 3) is ResNet-50.
+      last_stride: stride of the last stage. 1 keeps its map as large as the one before,
+        as re-identification prefers it (Luo et al., arXiv:1903.07071, sec. 3.4).
+      dtype: type of the computation.
+    """
+
+    width: int = 64
+    num_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    last_stride: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
+        """(B, H, W, 3) → four maps (B, H/4·2⁻ⁱ, W/4·2⁻ⁱ, 4 · width · 2ⁱ).
+
+        With `last_stride` 1 the last map has the sides of the one before. Sides that do
+        not divide are rounded up.
+        """
+        x = Conv(self.width, kernel_size=7, strides=2, dtype=self.dtype, name="conv1")(
+            images
+        )
+        x = nn.relu(batch_norm(train=train, dtype=self.dtype)(name="bn1")(x))
+        x = max_pool(x)  # (B, H/4, W/4, width)
+
+        strides = (1, 2, 2, self.last_stride)
+        stages = []
+        for i, blocks in enumerate(self.num_blocks):
+            for b in range(blocks):
+                x = Bottleneck(
+                    self.width * 2**i,
+                    strides=strides[i] if b == 0 else 1,
+                    dtype=self.dtype,
+                    name=f"layer{i + 1}_{b}",
+                )(x, train=train)
+            stages.append(x)
+        return tuple(stages)
