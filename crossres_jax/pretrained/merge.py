@@ -44,7 +44,7 @@ def merge(
     flat = traverse_util.flatten_dict(variables, sep="/")
     merged, sources, problems = dict(flat), {}, []
     for name, weight in weights.items():
-        path = _find_path(name, table)
+        path = find_path(name, table)
         if path is None:
             problems.append(f"{name}: not in the table")
         elif path == "" or re.fullmatch(skip, path):
@@ -55,7 +55,7 @@ def merge(
             problems.append(f"{name}: fills {path}, which {sources[path]} fills")
         else:
             sources[path] = name
-            weight = _to_flax_layout(path, weight)
+            weight = to_flax_layout(path, weight)
             if weight.shape != flat[path].shape:
                 problems.append(
                     f"{name}: {path} has shape {flat[path].shape}, found {weight.shape}"
@@ -74,14 +74,16 @@ def merge(
     return traverse_util.unflatten_dict(merged, sep="/")
 
 
-def _find_path(name, table):
+def find_path(name: str, table: Table) -> str | None:
+    """The path that a weight fills; "" if it is dropped, None if no row matches."""
     for pattern, path in table:
         if match := re.fullmatch(pattern, name):
             return match.expand(path)
     return None
 
 
-def _to_flax_layout(path, weight):
+def to_flax_layout(path: str, weight: np.ndarray) -> np.ndarray:
+    """A weight of PyTorch as Flax lays out the variable at this path."""
     if path.endswith("/kernel"):
         if weight.ndim == 4:
             return weight.transpose(2, 3, 1, 0)

@@ -34,6 +34,23 @@ def _linear_norm(source: str, target: str) -> Table:
     )
 
 
+def _unit(source: str, target: str) -> Table:
+    """OSNet's convolution with its normalisation: our `ConvNormRelu`."""
+    return (
+        *_linear(rf"{source}\.conv", f"{target}/conv"),
+        *_norm(rf"{source}\.bn", f"{target}/bn"),
+    )
+
+
+def _light_unit(source: str, target: str) -> Table:
+    """OSNet's Lite 3×3: a 1×1 and a depthwise 3×3 convolution, one normalisation."""
+    return (
+        *_linear(rf"{source}\.conv1", f"{target}/conv1"),
+        *_linear(rf"{source}\.conv2", f"{target}/conv2"),
+        *_norm(rf"{source}\.bn", f"{target}/bn"),
+    )
+
+
 def _residual(source: str, target: str) -> Table:
     """torchvision's BasicBlock or Bottleneck: ours."""
     return (
@@ -69,6 +86,31 @@ HRNET = (
     *_linear_norm(r"downsamp_modules\.1", "downsample2"),
     *_linear_norm(r"downsamp_modules\.2", "downsample3"),
     *_linear_norm("final_layer", "final"),
+    *_linear("classifier", "classifier"),
+)
+
+# modules.resnet.ResNet ← torchvision's and timm's resnet50, whose ImageNet classifier has
+# no place in a backbone.
+RESNET = (
+    *_linear("conv1", "conv1"),
+    *_norm("bn1", "bn1"),
+    *_residual(r"layer(\d)\.(\d+)", r"layer\1_\2"),
+    (r"fc\.(weight|bias)", ""),
+)
+
+# modules.osnet.OSNet ← the authors' files. A stream that has one layer (conv2a) does not
+# number it.
+_BLOCK = r"conv(\d)\.(\d)"
+OSNET = (
+    *_unit("conv(1|5)", r"conv\1"),
+    *_unit(r"conv(\d)\.2\.0", r"transition\1"),
+    *_unit(rf"{_BLOCK}\.(conv1|conv3|downsample)", r"conv\1_\2/\3"),
+    *_light_unit(rf"{_BLOCK}\.conv2a", r"conv\1_\2/conv2a_0"),
+    *_light_unit(rf"{_BLOCK}\.(conv2[bcd])\.(\d)", r"conv\1_\2/\3_\4"),
+    *_linear(rf"{_BLOCK}\.gate\.fc1", r"conv\1_\2/gate/down"),
+    *_linear(rf"{_BLOCK}\.gate\.fc2", r"conv\1_\2/gate/up"),
+    *_linear(r"fc\.0", "fc"),
+    *_norm(r"fc\.1", "bn"),
     *_linear("classifier", "classifier"),
 )
 

@@ -1,0 +1,214 @@
+"""The networks against PyTorch: golden files, see tests/golden/make_golden.py."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+import recipe
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from crossres_jax.modules.hrnet import HRNet, HRNetClassifier
+from crossres_jax.modules.osnet import OSNet, OSNetOutputs
+from crossres_jax.modules.resnet import ResNet
+from crossres_jax.modules.vdsr import VDSR
+from crossres_jax.pretrained import tables
+from crossres_jax.pretrained.merge import find_path, to_flax_layout
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+class Case(NamedTuple):
+    """A network of ours, the keywords of its call, and its name table."""
+
+    module: nn.Module
+    kwargs: dict
+    table: tuple[tuple[str, str], ...]
+
+
+EVALUATE = {"train": False}
+SHALLOW = HRNet(num_stem_blocks=1, num_modules=(1, 1, 1), num_blocks=1)
+CASES = {
+    "resnet50": Case(ResNet(), EVALUATE, tables.RESNET),
+    "osnet_x0_25": Case(OSNet(751, width=0.25), EVALUATE, tables.OSNET),
+    "hrnet": Case(HRNetClassifier(body=SHALLOW), EVALUATE, tables.HRNET),
+    "vdsr": Case(VDSR(squeeze=0), {}, tables.VDSR),
+}
+
+
+def _to_flax(table, tensors):
+    """PyTorch tensors by name → Flax variables."""
+    paths = {name: find_path(name, table) for name in tensors}
+    kept = [path for path in paths.values() if path]
+    assert len(set(kept)) == len(kept)  # no two tensors for one leaf
+    return unflatten_dict(
+        {
+            path: to_flax_layout(path, tensors[name])
+            for name, path in paths.items()
+            if path
+        },
+        sep="/",
+    )
+
+
+def _golden(name):
+    """The golden file's arrays, the shapes of its tensors, and its images."""
+    golden = dict(np.load(GOLDEN / f"{name}.npz"))
+    shapes = {k: tuple(v) for k, v in json.loads(str(golden["tensors"])).items()}
+    return golden, shapes, recipe.images(tuple(golden["shape"]))
+
+
+def _variables(table, shapes):
+    return _to_flax(table, {k: recipe.weight(k, shape) for k, shape in shapes.items()})
+
+
+def _outputs(name):
+    golden, shapes, images = _golden(name)
+    module, kwargs, table = CASES[name]
+    apply = jax.jit(lambda variables, x: module.apply(variables, x, **kwargs))
+    return apply(_variables(table, shapes), images), golden
+
+
+def _assert_equal(actual, golden, tolerance=1e-4):
+    """Float32 against float64: the error in units of the output's deviation."""
+    assert np.shape(actual) == np.shape(golden)
+    error = np.abs(np.asarray(actual) - golden).max() / np.std(golden)
+    assert error <= tolerance
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_tensor_has_its_place(name):
+    _, shapes, images = _golden(name)
+    module, kwargs, table = CASES[name]
+    # Zeros that take no memory.
+    tensors = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}
+    expected = jax.eval_shape(
+        lambda rng, x: module.init(rng, x, **kwargs), jax.random.key(0), images
+    )
+    actual = flatten_dict(_to_flax(table, tensors))
+    assert {k: x.shape for k, x in actual.items()} == {
+        k: x.shape for k, x in flatten_dict(expected).items()
+    }
+
+
+def test_resnet50_equals_pytorch():
+    stages, golden = _outputs("resnet50")
+    for i, stage in enumerate(stages, start=1):
+        _assert_equal(stage[..., ::4], golden[f"stage{i}"])
+
+
+def test_osnet_equals_pytorch():
+    outputs, golden = _outputs("osnet_x0_25")
+    _assert_equal(outputs.features, golden["features"])
+    _assert_equal(outputs.logits, golden["logits"])
+
+
+def test_hrnet_equals_pytorch():
+    logits, golden = _outputs("hrnet")
+    _assert_equal(logits, golden["logits"])
+
+
+def test_vdsr_equals_pytorch():
+    restored, golden = _outputs("vdsr")
+    _assert_equal(restored, golden["restored"])
+
+
+class Step(NamedTuple):
+    """One step of OSNet in train mode, ours and (`golden`) PyTorch's."""
+
+    loss: jax.Array
+    outputs: OSNetOutputs
+    before: dict  # variables by path
+    after: dict  # batch statistics by path
+    gradients: dict  # by path
+    shapes: dict  # of PyTorch's tensors by name
+    golden: dict
+
+
+@pytest.fixture(scope="module")
+def step():
+    """In float64, but for the head.
+
+    In float32 a few of the many ReLUs flip and the batch statistics of eight features
+    magnify what is rounded: PyTorch's own float32 gradients are 7% off in a leaf.
+    """
+    golden, shapes, images = _golden("osnet_x0_25")
+    variables = _variables(tables.OSNET, shapes)
+    module = OSNet(751, width=0.25, dtype=np.float64)
+
+    @jax.jit
+    def run(params, batch_stats):
+        def loss(params):
+            outputs, updates = module.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable="batch_stats",
+            )
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
+                outputs.logits, np.arange(len(images))
+            )
+            return cross_entropy.mean(), (outputs, updates)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    with jax.enable_x64(True):
+        (loss, (outputs, updates)), gradients = run(**variables)
+    before, after, gradients = (
+        flatten_dict(jax.device_get(x), sep="/")
+        for x in (variables, updates, {"params": gradients})
+    )
+    return Step(loss, outputs, before, after, gradients, shapes, golden)
+
+
+def test_osnet_in_train_mode_equals_pytorch(step):
+    assert float(step.loss) == pytest.approx(float(step.golden["loss"]), rel=1e-6)
+    _assert_equal(step.outputs.features, step.golden["train_features"])
+    _assert_equal(step.outputs.logits, step.golden["train_logits"])
+
+
+def test_running_statistics_equal_pytorchs_up_to_its_unbiased_variance(step):
+    names = [name for name in step.shapes if "running" in name]
+    assert len(names) == len(step.after)
+    ends = np.cumsum([np.prod(step.shapes[name]) for name in names])
+    statistics = np.split(step.golden["statistics"], ends[:-1])
+    for name, expected, n in zip(names, statistics, step.golden["counts"], strict=True):
+        path = find_path(name, tables.OSNET)
+        actual = step.after[path]
+        if name.endswith("var"):
+            kept = 0.9 * step.before[path]
+            actual = kept + (actual - kept) * n / (n - 1)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_every_gradient_of_osnet_equals_pytorchs(step):
+    names = [k for k in step.shapes if not re.search("running|num_batches", k)]
+    assert len(names) == len(step.gradients)
+    projections = step.golden["projections"]
+    # A bias before a normalisation has no gradient but what rounding leaves.
+    floor = 1e-7 * projections[:, 1].max()
+    for name, (projection, norm) in zip(names, projections, strict=True):
+        probe = recipe.noise(f"probe {name}", step.shapes[name])
+        (probe,) = jax.tree.leaves(_to_flax(tables.OSNET, {name: probe}))
+        gradient = step.gradients[find_path(name, tables.OSNET)].astype(np.float64)
+        errors = (
+            abs((gradient * probe).sum() - projection),
+            abs(np.linalg.norm(gradient) - norm),
+        )
+        assert max(errors) <= 1e-4 * norm + floor, name
+
+
+def test_whole_gradients_of_osnet_equal_pytorchs(step):
+    whole = {
+        key.removeprefix("gradient "): gradient
+        for key, gradient in step.golden.items()
+        if key.startswith("gradient ")
+    }
+    assert len(whole) == 7
+    for path, gradient in flatten_dict(_to_flax(tables.OSNET, whole), sep="/").items():
+        _assert_equal(step.gradients[path], gradient)
