@@ -89,8 +89,8 @@ HRNET = (
     *_linear("classifier", "classifier"),
 )
 
-# modules.resnet.ResNet ← torchvision's and timm's resnet50, whose ImageNet classifier has
-# no place in a backbone.
+# modules.resnet.ResNet ← torchvision's and timm's resnet50, whose ImageNet classifier
+# has no place in a backbone.
 RESNET = (
     *_linear("conv1", "conv1"),
     *_norm("bn1", "bn1"),
@@ -98,8 +98,8 @@ RESNET = (
     (r"fc\.(weight|bias)", ""),
 )
 
-# modules.osnet.OSNet ← the authors' files. A stream that has one layer (conv2a) does not
-# number it.
+# modules.osnet.OSNet ← the authors' files. A stream that has one layer (conv2a) does
+# not number it.
 _BLOCK = r"conv(\d)\.(\d)"
 OSNET = (
     *_unit("conv(1|5)", r"conv\1"),
