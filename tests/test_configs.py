@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = {
     "ps_hrnet": (
         *("", "id", "id_sr", "hr"),
-        *("mlr_viper", "mlr_viper,narrow", "mlr_viper,released"),
+        *("mlr_viper", "mlr_viper,narrow", "mlr_viper,narrow,released"),
     ),
 }
 
