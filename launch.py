@@ -173,18 +173,21 @@ def run_splits(wanted: dict, workdir: Path, mode: str, stop: Callable[[], bool])
             f"{workdir} should hold nothing but the folders of splits, found "
             f"{', '.join(sorted(others))}; choose another --workdir."
         )
-    names = [f"split-{split}" for split in range(SPLITS.value)]
-    runs = []
-    for split, name in enumerate(names):
+    configs = {}
+    for split in range(SPLITS.value):
         of_split = {**wanted, "data": {**wanted["data"], "split": split}}
-        config = ConfigDict(resolve(of_split, workdir / name, mode))
+        name = f"split-{split}"
+        configs[name] = ConfigDict(resolve(of_split, workdir / name, mode))
+    pipeline.open_data(configs[name].data)  # refused now, if there is no such split
+    runs = []
+    for name, config in configs.items():
         runs.append(run(config, workdir / name, mode, stop))
         jax.clear_caches()  # the next split compiles programs of its own
     same = {key: runs[0][key] for key in ("method", "dataset", "protocol")}
     manifests = [run["manifest_sha256"] for run in runs]
     results = {
         **same,
-        "runs": names,
+        "runs": list(configs),
         "manifests_sha256": manifests,
         **mean_and_std(runs),
     }

@@ -1,7 +1,10 @@
 """Four simulated devices, one compilation cache, quick compiles, exact products."""
 
 import os
+import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,3 +21,11 @@ import jax  # noqa: E402
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def sixth_method():
+    """The method and the config that docs/sixth_method.md shows, as texts."""
+    text = (ROOT / "docs" / "sixth_method.md").read_text()
+    method, config = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return method, config

@@ -27,11 +27,10 @@ def build(num_classes, **options):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, sixth_method):
     """docs/sixth_method.md's method and config, with two phases."""
     folder = tmp_path_factory.mktemp("interrupted")
-    text = (ROOT / "docs" / "sixth_method.md").read_text()
-    method, config = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    method, config = sixth_method
     (folder / "sixth").mkdir()
     (folder / "sixth" / "__init__.py").touch()
     (folder / "sixth" / "pixel_net.py").write_text(method)

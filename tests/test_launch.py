@@ -16,11 +16,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, sixth_method):
     """The two files of docs/sixth_method.md, on data that are built in a second."""
     folder = tmp_path_factory.mktemp("sixth")
-    text = (ROOT / "docs" / "sixth_method.md").read_text()
-    method, config = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    method, config = sixth_method
     (folder / "sixth").mkdir()
     (folder / "sixth" / "__init__.py").touch()
     (folder / "sixth" / "pixel_net.py").write_text(method)
@@ -252,6 +251,15 @@ def test_splits_do_not_overwrite_a_single_run(finished, launch, config, folder):
     assert process.returncode != 0
     assert "nothing but the folders of splits, found checkpoints, " in process.stderr
     assert (folder / "finished" / "results.json").read_bytes() == before
+
+
+def test_no_split_begins_where_a_later_one_cannot(launch, config, folder):
+    (folder / "half" / "split-1").mkdir(parents=True)
+    (folder / "half" / "split-1" / "chapter1.tex").write_text("Introduction")
+    process = launch(*config, "--num_splits=2", "--workdir=half")
+    assert process.returncode != 0
+    assert "split-1 is not empty and holds no run" in process.stderr
+    assert not (folder / "half" / "split-0").exists()
 
 
 def test_a_run_of_another_protocol_is_left_alone(finished, launch, config, folder):

@@ -59,7 +59,7 @@ class Checkpoints:
         None if no checkpoint has a score.
         """
         self.wait()
-        return self._best(filter(self._is_sound, self._steps()))
+        return self._best(self._steps())
 
     def save(self, step: int, state, score: float | None = None) -> None:
         """Saves in the background; waits first for a save that is under way.
@@ -150,7 +150,7 @@ class Checkpoints:
 
     def _remove_old(self):
         steps = self._steps()
-        kept = {*steps[-self._keep :], self._best(filter(self._is_sound, steps))}
+        kept = {*steps[-self._keep :], self._best(steps)}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self._folder(step))
@@ -167,12 +167,11 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _best(self, steps) -> int | None:
-        """Of sound steps, since a damaged score may say anything."""
         files = {step: self._folder(step) / "score.json" for step in steps}
         scores = {
             step: json.loads(file.read_text())
             for step, file in files.items()
-            if file.exists()
+            if file.exists() and self._is_sound(step)  # a damaged one may say anything
         }
         return max(scores, key=scores.get, default=None)
 

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import archives, records
 
-HEIGHT, WIDTH = 128, 64
+SIZE = 128, 64  # height, width
 NUM_CAMERAS = 6
 ROLES = {  # folder → what its pictures are for
     "bounding_box_train": "train",
@@ -80,20 +80,14 @@ class Market1501(tfds.core.GeneratorBasedBuilder):
         matches = [match for path in sorted(files) if (match := _NAME.fullmatch(path))]
         _check_complete(matches, place)
         for key, match in enumerate(matches):
-            name = match[1]
             example = records.record(
-                name,
+                match[1],
                 files[match[0]](),
                 pid=int(match["pid"]),
                 camid=int(match["camid"]),
                 role=ROLES[match["folder"]],
+                size=SIZE,
             )
-            if (example["height"], example["width"]) != (HEIGHT, WIDTH):
-                raise ValueError(
-                    f"{name}: expected {WIDTH}×{HEIGHT} pixels as in Market-1501, "
-                    f"found {example['width']}×{example['height']}. "
-                    + self.MANUAL_DOWNLOAD_INSTRUCTIONS
-                )
             yield key, example
 
 

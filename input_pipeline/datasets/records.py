@@ -109,8 +109,8 @@ def dataset_info(builder, description, *, has_roles=False):
     )
 
 
-def record(name, image_bytes, *, pid, camid, role=None):
-    """One example for TFDS; an image that cannot be decoded is refused by its name.
+def record(name, image_bytes, *, pid, camid, role=None, size=None):
+    """One example for TFDS.
 
     Args:
       name: as in `Index`.
@@ -118,8 +118,17 @@ def record(name, image_bytes, *, pid, camid, role=None):
       pid: as in `Index`.
       camid: as in `Index`.
       role: as in `Index`, if the data set has roles.
+      size: (height, width) in pixels, if all images of the data set have one.
+
+    Raises:
+      ValueError: naming the image, if it cannot be decoded or has another size.
     """
     height, width, _ = decode(image_bytes, name).shape
+    if size and size != (height, width):
+        raise ValueError(
+            f"{name}: expected {size[1]}×{size[0]} pixels as in the official files, "
+            f"found {width}×{height}. Replace it by an intact copy."
+        )
     example = {
         "image": io.BytesIO(image_bytes),
         "name": name,

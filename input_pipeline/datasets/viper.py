@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from input_pipeline.datasets import archives, records
 
 NUM_IDENTITIES = 632
-HEIGHT, WIDTH = 128, 48
+SIZE = 128, 48  # height, width
 CAMERAS = ("cam_a", "cam_b")
 
 
@@ -34,14 +34,7 @@ class Viper(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, manual_dir):
         files = _find_files(manual_dir)
         for key, (name, (pid, camid, read)) in enumerate(sorted(files.items())):
-            example = records.record(name, read(), pid=pid, camid=camid)
-            if (example["height"], example["width"]) != (HEIGHT, WIDTH):
-                raise ValueError(
-                    f"{name}: expected {WIDTH}×{HEIGHT} pixels as in VIPeR.v1.0.zip, "
-                    f"found {example['width']}×{example['height']}. "
-                    + self.MANUAL_DOWNLOAD_INSTRUCTIONS
-                )
-            yield key, example
+            yield key, records.record(name, read(), pid=pid, camid=camid, size=SIZE)
 
 
 def _find_files(manual_dir):

@@ -1,7 +1,5 @@
 """A method that trains within milliseconds: the one of docs/sixth_method.md."""
 
-import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,16 +10,15 @@ from crossres_jax.training.loop import Settings, train
 from crossres_jax.training.sharding import make_mesh
 from crossres_jax.training.writer import MetricsWriter
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "sixth_method.md"
 NUM_IDS, NUM_INSTANCES, STEPS_PER_EPOCH = 4, 2, 2
 
 
 @pytest.fixture(scope="session")
-def build():
+def build(sixth_method):
     """`build` of the documented example."""
-    method, _ = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    method, _ = sixth_method
     namespace = {"__name__": "pixel_net"}
-    exec(compile(method, str(DOCUMENT), "exec"), namespace)
+    exec(method, namespace)
     return namespace["build"]
 
 
