@@ -24,6 +24,7 @@ from crossres_jax.training.checkpoint import Checkpoints
 from crossres_jax.training.evaluate import compare, embed_images, mean_and_std
 from crossres_jax.training.loop import NonFiniteLossError, Settings, Stopped, train
 from crossres_jax.training.sharding import check_divisible, make_mesh
+from crossres_jax.training.start import import_backbone, read_weights
 from crossres_jax.training.workdir import begin, locked, resolve
 from crossres_jax.training.writer import MetricsWriter, write_json
 from input_pipeline import pipeline
@@ -108,7 +109,10 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         return {name: results[name] for name in ("rank1", "mAP")}
 
     example = next(batches(0, 0, 1, 0))
-    jax.eval_shape(method.init, jax.random.key(0), example)  # before anything is kept
+    # What does not fit is to be told before anything is kept.
+    shapes = jax.eval_shape(method.init, jax.random.key(0), example)
+    begun = (workdir / "config.json").exists()
+    start, weights = read_start(config.init.backbone, method, shapes, begun)
 
     settings = config.train.to_dict()
     keep = settings.pop("keep_checkpoints")
@@ -117,16 +121,19 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         locked(workdir),
         Checkpoints(workdir / "checkpoints", keep=keep) as checkpoints,
     ):
-        begin(workdir, json.loads(config.to_json()), data.manifest, source)
+        begin(workdir, json.loads(config.to_json()), data.manifest, source, weights)
         announce(config, data, mesh, workdir)
-        total = sum(phase.epochs for phase in method.phases) * data.steps_per_epoch
+        phases = method.phases
+        total = sum(phase.epochs for phase in phases) * data.steps_per_epoch
         if mode == "evaluate" and (done := checkpoints.latest_step() or 0) != total:
-            raise ValueError(
-                f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
-                f"found {done} steps. Train it first, without --mode."
-            )
+            if done or not config.init.backbone:
+                raise ValueError(
+                    f"--mode=evaluate needs a finished run of {total} steps in "
+                    f"{workdir}, found {done} steps. Train it first, without --mode."
+                )
+            phases = ()  # the imported weights as they are
         variables, step = train(
-            method,
+            dataclasses.replace(method, phases=phases),
             batches=batches,
             steps_per_epoch=data.steps_per_epoch,
             example=example,
@@ -136,6 +143,7 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             checkpoints=checkpoints,
             writer=MetricsWriter(workdir / "metrics.jsonl"),
             settings=Settings(**settings),
+            start=start,
             stop=stop,
             validate=validate if config.data.val_ids else None,
         )
@@ -146,7 +154,7 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             "dataset": data.plan.protocol.dataset,
             "protocol": data.plan.protocol.name,
             "manifest_sha256": data.manifest["sha256"],
-            "phase": method.phases[-1].name,
+            "phase": phases[-1].name if phases else "start",
             "step": step,
             **evaluation.results,
         }
@@ -161,6 +169,27 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         )
     summarize(results, workdir)
     return results
+
+
+def read_start(path: str, method, shapes, begun: bool):
+    """(what turns initial variables into those to start from, the file's SHA-256)."""
+    if not path:
+        return lambda variables: variables, None
+    if begun and not Path(path).exists():
+
+        def refuse(variables):
+            raise ValueError(
+                f"config.init.backbone={path}: no such file, and no checkpoint to go "
+                "on from."
+            )
+
+        return refuse, None
+    weights, digest = read_weights(path)
+    try:
+        import_backbone(shapes, weights, method)
+    except ValueError as error:
+        raise ValueError(f"config.init.backbone={path}: {error}") from error
+    return lambda variables: import_backbone(variables, weights, method), digest
 
 
 def run_splits(wanted: dict, workdir: Path, mode: str, stop: Callable[[], bool]):

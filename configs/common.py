@@ -17,12 +17,17 @@ def get_config() -> ConfigDict:
     config.data.val_ids = 0  # training identities held out to choose the checkpoint
     config.data.kernel = ""  # of the down-sampling; '' is the protocol's own
     config.data.image_size = (64, 32)  # height, width
+    config.data.resize = "bicubic"  # kernel that brings images to this size
     config.data.num_ids = 6  # P
     config.data.num_instances = 4  # K
     config.data.flip = 0.5  # probability
     config.data.pad = 3  # pixels on each side, before the random crop
+    config.data.erase = 0.0  # probability of a random rectangle without pixels
     config.data.synthetic_lr = "stored"  # "all": every image also gets a random LR copy
     config.data.eval_batch_size = 64
+
+    config.init = ConfigDict()
+    config.init.backbone = ""  # a file of PyTorch or safetensors to start from
 
     config.train = ConfigDict()
     config.train.log_every_steps = 20

@@ -89,7 +89,7 @@ def _paper() -> ConfigDict:
     method.momentum = 0.9  # not given in the paper; released code
     method.nesterov = True  # not given in the paper; released code
     method.weight_decay = 5e-4  # sec. IV-C
-    method.decay_epochs = 30  # sec. IV-C
+    method.milestones = (30, 60)  # sec. IV-C: every 30 epochs
     method.decay_factor = 0.1  # sec. IV-C
     method.warmup_epochs = 5  # not given in the paper; released code
     method.warmup_learning_rate = 3e-4  # not given in the paper; released code
@@ -126,6 +126,6 @@ def _narrow(config: ConfigDict) -> None:
     method.learning_rate_sr = 1e-3
     method.epochs_h = 25
     method.epochs_l = 23
-    method.decay_epochs = 18
+    method.milestones = (18,)
     method.warmup_epochs = 1
     method.warmup_learning_rate = 5e-3

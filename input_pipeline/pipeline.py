@@ -46,8 +46,10 @@ def open_data(config: Any) -> Data:
         val_ids: how many training identities to hold out;
         kernel: of the down-sampling, '' for the protocol's own;
         image_size: (height, width) of the batches;
+        resize: kernel that brings images to this size; down-sampled ones always come
+          back by bicubic interpolation;
         num_ids, num_instances: P and K of the training batches;
-        flip, pad: see `transforms.augment`;
+        flip, pad, erase: see `transforms.augment`;
         synthetic_lr: 'stored' to train on the MLR set as it is, 'all' to give every
           image an LR copy at a rate that is drawn anew in every step;
         eval_batch_size: images per evaluation batch.
@@ -62,6 +64,11 @@ def open_data(config: Any) -> Data:
     if config.synthetic_lr not in ("stored", "all"):
         raise ValueError(
             f"synthetic_lr must be 'stored' or 'all', found {config.synthetic_lr!r}."
+        )
+    if config.resize not in protocols.KERNELS:
+        raise ValueError(
+            f"resize must be one of {', '.join(protocols.KERNELS)}, found "
+            f"{config.resize!r}."
         )
     protocol = _find_protocol(config)
     if config.synthetic_lr == "all" and set(protocol.scales) == {1}:
@@ -198,7 +205,11 @@ def _train_dataset(data, images, seed, start_step, num_steps):
 
     def augment(pair, row):
         return transforms.augment(
-            pair, [seed, row["slot"]], flip=config.flip, pad=config.pad
+            pair,
+            [seed, row["slot"]],
+            flip=config.flip,
+            pad=config.pad,
+            erase=config.erase,
         )
 
     steps = tf.data.Dataset.range(start_step, start_step + num_steps)
@@ -287,7 +298,7 @@ def _pair(pixels, scale, data):
     """(LR, HR) at the input size: (2, H, W, 3) float32 in [0, 1]."""
     size = tuple(data.config.image_size)
     kernel = data.plan.protocol.kernel
-    hr = transforms.fit(pixels, size)
+    hr = transforms.fit(pixels, size, data.config.resize)
     lr = tf.cond(
         tf.equal(scale, 1),
         lambda: hr,

@@ -2,12 +2,18 @@
 
 from crossres_jax.losses.alignment import feature_alignment
 from crossres_jax.losses.identity import label_smoothed_cross_entropy
-from crossres_jax.losses.metric_learning import batch_hard_triplet
+from crossres_jax.losses.metric_learning import (
+    batch_hard_triplet,
+    center_loss,
+    update_centers,
+)
 from crossres_jax.losses.restoration import mean_absolute_error
 
 __all__ = [
     "batch_hard_triplet",
+    "center_loss",
     "feature_alignment",
     "label_smoothed_cross_entropy",
     "mean_absolute_error",
+    "update_centers",
 ]

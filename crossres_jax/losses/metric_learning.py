@@ -45,3 +45,68 @@ def batch_hard_triplet(
     has_both = positive.any(axis=1) & (~same).any(axis=1)
     difference = jnp.where(has_both, hardest_positive - hardest_negative, -jnp.inf)
     return jnp.maximum(margin + difference, 0.0)
+
+
+def center_loss(
+    features: jax.Array | np.ndarray,
+    pids: jax.Array | np.ndarray,
+    centers: jax.Array | np.ndarray,
+) -> jax.Array:
+    """Half the squared distance of every feature from the centre of its identity.
+
+    Wen et al., ECCV 2016, Eq. (2); Luo et al., arXiv:1903.07071, Eq. (3).
+
+    Args:
+      features: (B, D) float.
+      pids: (B,) int in [0, M).
+      centers: (M, D) float, of `update_centers`; they get no gradient.
+
+    Returns:
+      (B,) float32.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    _check_centers(features, pids, centers)
+    difference = features - jax.lax.stop_gradient(centers)[pids]
+    return 0.5 * (difference.astype(jnp.float32) ** 2).sum(axis=1)
+
+
+def update_centers(
+    features: jax.Array | np.ndarray,
+    pids: jax.Array | np.ndarray,
+    centers: jax.Array | np.ndarray,
+    *,
+    rate: float = 0.5,
+) -> jax.Array:
+    """Moves the centres of a batch's identities towards its features.
+
+    Wen et al., ECCV 2016, Eq. (4): c_j − α Σ_i δ(y_i = j)(c_j − x_i) / (1 + n_j), where
+    n_j images of the batch show identity j.
+
+    Args:
+      features: (B, D) float; they get no gradient.
+      pids: (B,) int in [0, M).
+      centers: (M, D) float32.
+      rate: α.
+
+    Returns:
+      (M, D) float32; centres of identities that are not in the batch stay.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    _check_centers(features, pids, centers)
+    shows = jax.nn.one_hot(pids, len(centers))  # (B, M)
+    features = jax.lax.stop_gradient(features).astype(jnp.float32)
+    counts = shows.sum(axis=0)[:, None]
+    sums = jnp.matmul(shows.T, features, precision=jax.lax.Precision.HIGHEST)
+    return centers - rate * (counts * centers - sums) / (1 + counts)
+
+
+def _check_centers(features, pids, centers):
+    if pids.shape != features.shape[:1] or centers.shape[1:] != features.shape[1:]:
+        raise ValueError(
+            "expected features (B, D), pids (B,) and centers (M, D), found "
+            f"{features.shape}, {pids.shape} and {centers.shape}"
+        )

@@ -8,9 +8,9 @@ method's *components* (for PS-HRNet `h`, `l` and `restorer`). Without normalisat
 `batch_stats` is there too, and empty.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Variables = Mapping[str, Any]
 
@@ -31,37 +31,47 @@ class LossOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD with momentum and coupled weight decay, in the units that papers use.
+    """SGD or Adam with coupled weight decay, in the units that papers use.
 
     Attributes:
       learning_rates: regex over component paths (`"l"`, `"restorer"`) → base rate.
-      momentum: of SGD.
-      nesterov: whether the momentum is Nesterov's.
       weight_decay: added to the gradient of every parameter, times the parameter.
-      decay_epochs: every so many epochs the rates are multiplied by `decay_factor`.
-      decay_factor: see `decay_epochs`.
-      warmup_epochs: epochs in which no rate exceeds `warmup_learning_rate`.
-      warmup_learning_rate: see `warmup_epochs`.
+      algorithm: "sgd" with momentum, or "adam" or "amsgrad" with the usual moments 0.9
+        and 0.999.
+      momentum: of SGD.
+      nesterov: whether that momentum is Nesterov's.
+      milestones: epochs at whose beginning the rates are multiplied by `decay_factor`.
+      decay_factor: see `milestones`.
+      warmup_epochs: length of the warm-up.
+      warmup: "constant", where no rate exceeds `warmup_learning_rate`, or "linear",
+        where the rates rise from it to their own.
+      warmup_learning_rate: see `warmup`.
 
     Raises:
-      ValueError: if `decay_epochs` is less than 1.
+      ValueError: if an algorithm or a warm-up is unknown.
     """
 
     learning_rates: Mapping[str, float]
-    momentum: float
     weight_decay: float
-    decay_epochs: int
-    decay_factor: float
+    algorithm: Literal["sgd", "adam", "amsgrad"] = "sgd"
+    momentum: float = 0.9
     nesterov: bool = False
+    milestones: Sequence[int] = ()
+    decay_factor: float = 0.1
     warmup_epochs: int = 0
+    warmup: Literal["constant", "linear"] = "constant"
     warmup_learning_rate: float = 0.0
 
     def __post_init__(self):
-        if self.decay_epochs < 1:
-            raise ValueError(
-                f"decay_epochs must be at least 1, found {self.decay_epochs}; to keep "
-                "the rate, give more than the epochs of the phase."
-            )
+        for name, known in {
+            "algorithm": ("sgd", "adam", "amsgrad"),
+            "warmup": ("constant", "linear"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"expected {name} to be one of {', '.join(known)}, found "
+                    f"{getattr(self, name)!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,23 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Backbone:
+    """Which part of a method starts from a published backbone, if there is one.
+
+    Attributes:
+      components: the components that start from it, each from all of it.
+      table: rows (regex of the file's names, path in a component), as
+        `crossres_jax.pretrained.tables` has them.
+      skip: regex of paths in a component ("params/fc/kernel") that stay as they were
+        initialised: a head that the file does not have.
+    """
+
+    components: Sequence[str]
+    table: Sequence[tuple[str, str]]
+    skip: str = ""
+
+
+@dataclass(frozen=True)
 class Method:
     """A paper, ready to train.
 
@@ -100,6 +127,7 @@ class Method:
       distance: `(query, gallery) → (Q, G)` from two such pytrees.
       restore: `(variables, images) → images`, both (B, H, W, 3) in [0, 1]; None where
         the method restores nothing.
+      backbone: what imported weights fill; None where there is nothing to fill.
     """
 
     init: Callable[..., Variables]
@@ -107,3 +135,4 @@ class Method:
     embed: Callable[..., Any]
     distance: Callable[[Any, Any], Any]
     restore: Callable[..., Any] | None = None
+    backbone: Backbone | None = None

@@ -24,13 +24,20 @@ from crossres_jax.losses import (
     label_smoothed_cross_entropy,
     mean_absolute_error,
 )
-from crossres_jax.methods.contract import LossOutput, Method, Optimizer, Phase
+from crossres_jax.methods.contract import (
+    Backbone,
+    LossOutput,
+    Method,
+    Optimizer,
+    Phase,
+)
 from crossres_jax.modules.conv import he_fan_out
 from crossres_jax.modules.hrnet import HRNet, IncreModules
 from crossres_jax.modules.residual import batch_norm
 from crossres_jax.modules.vdsr import VDSR
 from crossres_jax.ops.distances import cosine_distances, l2_normalize
 from crossres_jax.ops.images import denormalize, mirror, normalize
+from crossres_jax.pretrained import tables
 
 # Eq. (6): side of the pooled grid and weight λ of the max-pooled part, for branches
 # 1–4. The paper prints "n × n"; these grids are the ones that give its lengths 2048,
@@ -234,7 +241,7 @@ def build(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 5e-4,
-    decay_epochs: int = 30,
+    milestones: Sequence[int] = (30, 60),
     decay_factor: float = 0.1,
     warmup_epochs: int = 5,
     warmup_learning_rate: float = 3e-4,
@@ -259,7 +266,7 @@ def build(
         On an MLR set the other pairs are an HR image and itself (docs/methods.md).
       epochs_h, epochs_l: lengths of phase 1 and phase 2.
       learning_rate, learning_rate_sr: of the HRNet-ReIDs and of VDSR-CA.
-      momentum, nesterov, weight_decay, decay_epochs, decay_factor, warmup_epochs,
+      momentum, nesterov, weight_decay, milestones, decay_factor, warmup_epochs,
         warmup_learning_rate: see `contract.Optimizer`.
       l_starts_from_h: begin phase 2 with phase 1's weights in l.
       dtype: "float32" or "bfloat16", type of the networks' computation.
@@ -408,7 +415,7 @@ def build(
         momentum=momentum,
         nesterov=nesterov,
         weight_decay=weight_decay,
-        decay_epochs=decay_epochs,
+        milestones=tuple(milestones),
         decay_factor=decay_factor,
         warmup_epochs=warmup_epochs,
         warmup_learning_rate=warmup_learning_rate,
@@ -438,6 +445,12 @@ def build(
         embed=embed,
         distance=cosine_distances,
         restore=restore if restores else None,
+        backbone=Backbone(
+            components=[name for name in components if name != "restorer"],
+            table=tables.HRNET,
+            # Its own head, and ImageNet's, which it has not.
+            skip=r"\w+/(fc1|fc2|bn|downsample\d|final)/.*",
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Heads: from a pooled feature to what the losses and the test compare."""
+"""Heads: from a backbone's output to what the losses and the test compare."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ import jax
 from crossres_jax.modules.residual import batch_norm
 
 
-class NeckOutputs(NamedTuple):
-    """What `BNNeck` returns.
+class HeadOutputs(NamedTuple):
+    """What a head returns.
 
     Attributes:
-      features: (B, D) before the normalisation; for triplet and centre losses.
-      bn_features: (B, D) after it; compared at test time by cosine distance.
+      features: (B, D) before a normalisation; for triplet and centre losses.
+      bn_features: (B, D) after it, the same without one; compared at test time.
       logits: (B, num_classes) of `bn_features`; for the identity loss.
     """
 
@@ -36,8 +36,8 @@ class BNNeck(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> NeckOutputs:
-        """(B, D) float32 → NeckOutputs."""
+    def __call__(self, features: jax.Array, *, train: bool) -> HeadOutputs:
+        """(B, D) float32 → HeadOutputs."""
         bn_features = batch_norm(train=train)(use_bias=False, name="bn")(features)
         logits = nn.Dense(
             self.num_classes,
@@ -45,4 +45,4 @@ class BNNeck(nn.Module):
             kernel_init=nn.initializers.normal(0.001),
             name="classifier",
         )(bn_features)
-        return NeckOutputs(features, bn_features, logits)
+        return HeadOutputs(features, bn_features, logits)

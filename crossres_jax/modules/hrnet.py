@@ -157,26 +157,24 @@ class IncreModules(nn.Module):
         )
 
 
-class HRNetClassifier(nn.Module):
-    """HRNet-W32-C with its ImageNet classifier, 41,232,680 parameters.
+class HRNetC(nn.Module):
+    """HRNet-W32-C up to its last map: the network that is pretrained on ImageNet.
 
-    The ImageNet network whose weights the papers start from; no method uses it yet.
+    39,183,680 parameters, 41,232,680 with the classifier of 1,000 classes.
 
     Attributes:
-      num_classes: number of classes.
       body: the body; its defaults are W32.
       planes: see `IncreModules`.
-      dtype: type of the head's computation.
+      dtype: type of the computation behind the body.
     """
 
-    num_classes: int = 1000
     body: HRNet = HRNet()
     planes: int = 32
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """(B, H, W, 3) → (B, num_classes) logits."""
+        """(B, H, W, 3) → (B, H/32, W/32, 64 · planes)."""
         step = partial(ConvNormRelu, use_bias=True, dtype=self.dtype)
         branches = self.body(images, train=train)
         branches = IncreModules(self.planes, dtype=self.dtype, name="incre")(
@@ -186,8 +184,7 @@ class HRNetClassifier(nn.Module):
         for i, x in enumerate(branches[1:], start=1):
             down = step(x.shape[-1], strides=2, name=f"downsample{i}")
             y = x + down(y, train=train)
-        y = step(2 * y.shape[-1], kernel_size=1, name="final")(y, train=train)
-        return nn.Dense(self.num_classes, name="classifier")(y.mean(axis=(1, 2)))
+        return step(2 * y.shape[-1], kernel_size=1, name="final")(y, train=train)
 
 
 def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:

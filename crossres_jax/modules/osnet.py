@@ -1,13 +1,13 @@
 """OSNet: streams of different receptive fields, weighed by one shared gate.
 
-Zhou et al., arXiv:1905.00953. `OSNet` with its defaults is OSNet x1.0, 2,169,508
-parameters before the classifier (2,193,616 in the authors' list, which counts the gate
+Zhou et al., arXiv:1905.00953. `OSNet` with its defaults is OSNet x1.0 without its
+classifier, 2,169,508 parameters (2,193,616 in the authors' list, which counts the gate
 of a block once for each of its four streams). Submodules and shapes are those of the
 published weights.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,18 +20,6 @@ from crossres_jax.modules.residual import ConvNormRelu, batch_norm
 
 CHANNELS = (64, 256, 384, 512)  # of the stem and of stages 2, 3 and 4, Table 1
 STREAMS = "abcd"  # stream t stacks t Lite 3×3 layers: receptive fields of 3, 5, 7, 9
-
-
-class OSNetOutputs(NamedTuple):
-    """What `OSNet` returns.
-
-    Attributes:
-      features: (B, feature_size), not negative; compared at test time.
-      logits: (B, num_classes).
-    """
-
-    features: jax.Array
-    logits: jax.Array
 
 
 class LiteConv(nn.Module):
@@ -89,23 +77,21 @@ class OmniScaleBlock(nn.Module):
 
 
 class OSNet(nn.Module):
-    """OSNet with its embedding and its classifier (Table 1).
+    """OSNet up to its embedding (Table 1).
 
     Attributes:
-      num_classes: number of identities.
       width: multiplier of `CHANNELS`: 1, 0.75, 0.5 and 0.25 are published.
       feature_size: length of the embedding.
-      dtype: type of the computation; the head works in float32.
+      dtype: type of the computation; the embedding is computed in float32.
     """
 
-    num_classes: int
     width: float = 1.0
     feature_size: int = 512
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> OSNetOutputs:
-        """(B, H, W, 3) normalised images → OSNetOutputs."""
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """(B, H, W, 3) normalised images → (B, feature_size) float32, not negative."""
         unit = partial(ConvNormRelu, dtype=self.dtype)
         stem, *stages = (int(self.width * channels) for channels in CHANNELS)
 
@@ -123,9 +109,7 @@ class OSNet(nn.Module):
 
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         x = nn.Dense(self.feature_size, kernel_init=_fc_init, name="fc")(x)
-        x = nn.relu(batch_norm(train=train)(name="bn")(x))
-        logits = nn.Dense(self.num_classes, kernel_init=_fc_init, name="classifier")(x)
-        return OSNetOutputs(x, logits)
+        return nn.relu(batch_norm(train=train)(name="bn")(x))
 
 
 _fc_init = nn.initializers.normal(0.01)

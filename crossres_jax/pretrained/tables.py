@@ -1,7 +1,8 @@
 """Name tables for `merge`: regular expressions of PyTorch's names → Flax's paths.
 
 One constant per family, made of rows of `_linear` and `_norm`; a comment above it names
-the module whose variables it fills.
+the module whose variables it fills. A backbone has no classifier, so that of the
+weights, which knows other classes, is dropped.
 """
 
 from crossres_jax.pretrained.merge import Table
@@ -65,7 +66,7 @@ def _residual(source: str, target: str) -> Table:
     )
 
 
-# modules.hrnet.HRNetClassifier ← the authors' HRNet-Image-Classification, and timm's
+# modules.hrnet.HRNetC ← the authors' HRNet-Image-Classification, and timm's
 # hrnet_w32, which keeps their names. fuse_layers.I.J leads from branch J to branch I.
 _FUSE = r"stage(\d)\.(\d+)\.fuse_layers\.(\d)\.(\d)"
 HRNET = (
@@ -86,11 +87,10 @@ HRNET = (
     *_linear_norm(r"downsamp_modules\.1", "downsample2"),
     *_linear_norm(r"downsamp_modules\.2", "downsample3"),
     *_linear_norm("final_layer", "final"),
-    *_linear("classifier", "classifier"),
+    (r"classifier\.(weight|bias)", ""),
 )
 
-# modules.resnet.ResNet ← torchvision's and timm's resnet50, whose ImageNet classifier
-# has no place in a backbone.
+# modules.resnet.ResNet ← torchvision's and timm's resnet50.
 RESNET = (
     *_linear("conv1", "conv1"),
     *_norm("bn1", "bn1"),
@@ -111,7 +111,7 @@ OSNET = (
     *_linear(rf"{_BLOCK}\.gate\.fc2", r"conv\1_\2/gate/up"),
     *_linear(r"fc\.0", "fc"),
     *_norm(r"fc\.1", "bn"),
-    *_linear("classifier", "classifier"),
+    (r"classifier\.(weight|bias)", ""),
 )
 
 # modules.vdsr.VDSR(squeeze=0) ← the PyTorch VDSR on the luminance channel whose 20

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossres_jax.methods.contract import Method, Phase
+from crossres_jax.methods.contract import Method, Phase, Variables
 from crossres_jax.training.checkpoint import Checkpoints
 from crossres_jax.training.optimizer import make_optimizer
 from crossres_jax.training.sharding import prefetch, replicated
@@ -69,6 +69,7 @@ def train(
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     settings: Settings,
+    start: Callable[[Variables], Variables] = lambda variables: variables,
     stop: Callable[[], bool] = lambda: False,
     validate: Callable[[Any], Mapping[str, float]] | None = None,
 ):
@@ -90,6 +91,8 @@ def train(
       checkpoints: where to resume from and to save to.
       writer: receives the logged scalars.
       settings: see `Settings`.
+      start: initial variables → those that the run starts from. Called only where
+        there is no checkpoint.
       stop: asked after every step; on True the run saves its state and ends.
       validate: `variables → {"mAP": …, …}`, scores on validation identities, logged at
         every checkpoint of the last phase. The checkpoint with the highest mAP counts.
@@ -136,7 +139,7 @@ def train(
                 rollbacks = max(rollbacks, int(state.rollbacks))
                 state = state.replace(rollbacks=jnp.int32(rollbacks))
             else:
-                variables = _start(variables or init(rng_init), phase)
+                variables = _copied(variables or start(init(rng_init)), phase)
                 state = init_state(
                     **variables, phase=phase, optimizer=optimizer, rollbacks=rollbacks
                 )
@@ -144,14 +147,14 @@ def train(
 
             # --- Its steps.
             again = phase.name + " again" * rollbacks
-            start = max(done, begin)
+            first = max(done, begin)
             state = _run_phase(
                 phase,
                 state,
                 make_train_step(phase, optimizer, mesh),
                 rng=jax.random.fold_in(rng_train, zlib.crc32(again.encode())),
                 batches=prefetch(
-                    batches(index, start - begin, end - start, rollbacks), mesh
+                    batches(index, first - begin, end - first, rollbacks), mesh
                 ),
                 num_steps=end - begin,
                 offset=begin,
@@ -169,7 +172,7 @@ def train(
         best = checkpoints.best_step() if validate else None
         if best not in (None, bounds[-1]):
             variables = _variables(load(best, phase, optimizer))
-        return variables or init(rng_init), best or bounds[-1]
+        return variables or start(init(rng_init)), best or bounds[-1]
 
     rollbacks = 0
     while True:
@@ -270,7 +273,7 @@ def _variables(state: TrainState):
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def _start(variables, phase: Phase):
+def _copied(variables, phase: Phase):
     """Variables with the components replaced that start as copies of others."""
     return {
         kind: components

@@ -1,6 +1,7 @@
 """From a phase's `contract.Optimizer` to Optax."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from crossres_jax.methods.contract import Optimizer
@@ -12,8 +13,9 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """Step → learning rate of a component with the given base rate.
 
-    The rate is multiplied by `decay_factor` after every `decay_epochs` epochs; during
-    the first `warmup_epochs` it is at most `warmup_learning_rate`.
+    The rate is multiplied by `decay_factor` at every milestone. During the first
+    `warmup_epochs` it is at most `warmup_learning_rate`, or rises from there to what it
+    would be, step by step.
 
     Args:
       spec: decay and warm-up, in epochs.
@@ -26,9 +28,15 @@ def learning_rate_schedule(
 
     def schedule(step):
         epoch = step // steps_per_epoch
-        rate = base_rate * spec.decay_factor ** (epoch // spec.decay_epochs)
-        warm = jax.numpy.minimum(rate, spec.warmup_learning_rate)
-        return jax.numpy.where(epoch < spec.warmup_epochs, warm, rate)
+        passed = sum(epoch >= milestone for milestone in spec.milestones)
+        rate = base_rate * spec.decay_factor ** jnp.asarray(passed)
+        start = spec.warmup_learning_rate
+        if spec.warmup == "linear":
+            done = step / max(1, spec.warmup_epochs * steps_per_epoch)
+            warm = start + done * (rate - start)
+        else:
+            warm = jnp.minimum(rate, start)
+        return jnp.where(epoch < spec.warmup_epochs, warm, rate)
 
     return schedule
 
@@ -36,13 +44,13 @@ def learning_rate_schedule(
 def make_optimizer(
     spec: Optimizer, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """SGD with momentum and coupled weight decay, one schedule per component.
+    """The algorithm with coupled weight decay, one schedule per component.
 
-    As PyTorch's SGD: the decay is added to the gradient before the momentum, of every
-    parameter, and the learning rate multiplies the momentum.
+    As PyTorch's: the decay is added to the gradient of every parameter before the
+    momentum or the moments, and the learning rate multiplies the result.
 
     Args:
-      spec: rates, momentum, weight decay, and the schedule in epochs.
+      spec: algorithm, rates, weight decay, and the schedule in epochs.
       steps_per_epoch: number of batches that make an epoch.
 
     Returns:
@@ -68,9 +76,14 @@ def make_optimizer(
         )
         for pattern, rate in spec.learning_rates.items()
     }
+    algorithm = {
+        "sgd": optax.trace(spec.momentum, nesterov=spec.nesterov),
+        "adam": optax.scale_by_adam(),
+        "amsgrad": optax.scale_by_amsgrad(),
+    }[spec.algorithm]
     return optax.chain(
         optax.add_decayed_weights(spec.weight_decay),
-        optax.trace(spec.momentum, nesterov=spec.nesterov),
+        algorithm,
         optax.partition(
             rates, lambda params: jax.tree_util.tree_map_with_path(pattern_of, params)
         ),

@@ -56,11 +56,13 @@ def resolve(wanted: dict | None, workdir: Path, mode: str) -> dict:
                 "own config."
             )
         return wanted or stored
-    if not wanted or mode == "evaluate":
+    imported = (wanted or {}).get("init", {}).get("backbone")
+    if not wanted or (mode == "evaluate" and not imported):
         raise ValueError(
             f"{workdir} holds no run (no config.json). "
             + (
-                "--mode=evaluate needs a finished one: train it first, without --mode."
+                "--mode=evaluate needs a finished one, or --config.init.backbone=FILE: "
+                "train it first, without --mode."
                 if wanted
                 else "Give --config=configs/METHOD.py, or the --workdir of a run."
             )
@@ -104,7 +106,13 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
+def begin(
+    workdir: Path,
+    config: dict,
+    manifest: dict,
+    source: Path,
+    weights: str | None = None,
+) -> None:
     """Writes what a run is, after a check that the folder is not another run's.
 
     Args:
@@ -113,9 +121,12 @@ def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
         `source` that have worked on the run so far.
       manifest: goes into `manifest.json`.
       source: a folder of the checkout that runs.
+      weights: SHA-256 of the file that the run starts from, goes into `config.json`;
+        None if there is none, or it is not there any more.
 
     Raises:
-      ValueError: if the folder was begun under another config or manifest.
+      ValueError: if the folder was begun under another config or manifest, or from
+        other weights.
     """
     resolve(config, workdir, "train")  # again: it may have been begun since
     run, protocol = workdir / "config.json", workdir / "manifest.json"
@@ -128,10 +139,19 @@ def begin(workdir: Path, config: dict, manifest: dict, source: Path) -> None:
                 + "\nNothing was changed. Go back to the data and the code of that "
                 "run, or choose another --workdir."
             )
-    versions = _read(run)["versions"] if run.exists() else []
+    stored = _read(run) if run.exists() else {}
+    if weights and stored.get("weights", weights) != weights:
+        raise ValueError(
+            f"{workdir} was begun from other weights: {config['init']['backbone']} had "
+            f"the SHA-256 {stored['weights']}, now it has {weights}. Nothing was "
+            "changed. Choose another --workdir."
+        )
+    weights = weights or stored.get("weights")
+    versions = stored.get("versions", [])
     if (now := _versions(source)) not in versions:
         versions.append(now)
-    write_json(run, {"config": config, "versions": versions})
+    started = {"weights": weights} if weights else {}
+    write_json(run, {"config": config, **started, "versions": versions})
     write_json(protocol, manifest)
 
 

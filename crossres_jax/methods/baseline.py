@@ -1,0 +1,320 @@
+"""The baselines: one backbone, trained to tell identities apart, and its restorer.
+
+What every cross-resolution paper compares itself with. "Bicubic + ResNet-50" is a
+backbone trained on the images as an MLR set stores them, brought to one size; "VDSR +
+ResNet-50" restores the down-sampled ones before. Two recipes train the backbone:
+
+  softmax: cross-entropy on the backbone's feature, as OSNet was trained (Zhou et al.,
+    arXiv:1905.00953, sec. 4.1).
+  bot: "Bag of Tricks and a Strong Baseline" (Luo et al., arXiv:1903.07071): triplet and
+    centre loss before a batch normalisation, cross-entropy behind it.
+
+Components: `backbone`, `head` and, if one restores, `restorer`. The restorer is trained
+first and then frozen; the backbone may wait, frozen too, until a new head fits it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossres_jax.losses import (
+    batch_hard_triplet,
+    center_loss,
+    label_smoothed_cross_entropy,
+    mean_absolute_error,
+    update_centers,
+)
+from crossres_jax.methods.contract import (
+    Backbone,
+    LossOutput,
+    Method,
+    Optimizer,
+    Phase,
+)
+from crossres_jax.modules.heads import BNNeck, HeadOutputs
+from crossres_jax.modules.hrnet import HRNet, HRNetC
+from crossres_jax.modules.osnet import OSNet
+from crossres_jax.modules.pooling import GeM
+from crossres_jax.modules.resnet import ResNet
+from crossres_jax.modules.vdsr import VDSR
+from crossres_jax.ops.distances import cosine_distances, euclidean_distances
+from crossres_jax.ops.images import denormalize, normalize
+from crossres_jax.pretrained import tables
+
+TABLES = {"resnet": tables.RESNET, "osnet": tables.OSNET, "hrnet": tables.HRNET}
+
+
+class Head(nn.Module):
+    """From the backbone's output to the feature and the logits.
+
+    Attributes:
+      num_classes: number of identities.
+      gem: whether a map is pooled by a generalised mean instead of the mean.
+      neck: whether a `BNNeck` stands before the classifier.
+    """
+
+    num_classes: int
+    gem: bool = False
+    neck: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> HeadOutputs:
+        """A map (B, H, W, D), which is pooled, or a feature (B, D) → HeadOutputs."""
+        x = x.astype(jnp.float32)
+        if x.ndim == 4:
+            x = GeM(name="gem")(x) if self.gem else x.mean(axis=(1, 2))  # (B, D)
+        if self.neck:
+            return BNNeck(self.num_classes, name="neck")(x, train=train)
+        classifier = nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.normal(0.01),
+            name="classifier",
+        )
+        return HeadOutputs(x, x, classifier(x))
+
+
+def build(
+    num_classes: int,
+    *,
+    recipe: Literal["softmax", "bot"] = "softmax",
+    trains_on: Literal["lr", "hr"] = "lr",
+    # The networks.
+    backbone: Literal["resnet", "osnet", "hrnet"] = "resnet",
+    width: float = 64,
+    num_blocks: Sequence[int] = (3, 4, 6, 3),
+    last_stride: int = 2,
+    pooling: Literal["average", "gem"] = "average",
+    restorer: Literal["none", "vdsr"] = "none",
+    vdsr_channels: int = 64,
+    vdsr_depth: int = 20,
+    vdsr_squeeze: int = 0,
+    # The losses.
+    label_smoothing: float = 0.1,
+    margin: float = 0.3,
+    lambda_center: float = 5e-4,
+    # The training.
+    epochs: int = 120,
+    epochs_head: int = 0,
+    learning_rate: float = 3.5e-4,
+    algorithm: Literal["sgd", "adam", "amsgrad"] = "adam",
+    weight_decay: float = 5e-4,
+    milestones: Sequence[int] = (40, 70),
+    decay_factor: float = 0.1,
+    warmup_epochs: int = 0,
+    warmup_learning_rate: float = 3.5e-5,
+    epochs_restorer: int = 0,
+    learning_rate_restorer: float = 1e-4,
+    dtype: str = "float32",
+) -> Method:
+    """A baseline for a training set of `num_classes` identities.
+
+    Args:
+      num_classes: number of training identities.
+      recipe: "softmax" or "bot", see above.
+      trains_on: "lr", the images as the MLR set stores them, or "hr", their originals
+        where there are any, as a network that knows nothing of low resolution.
+      backbone: "resnet", "osnet" or "hrnet" (HRNet-W32-C).
+      width: of the backbone, see `ResNet`, `OSNet` and `HRNet`, whose widths are 64, 1
+        and 32 at full size.
+      num_blocks, last_stride: of ResNet.
+      pooling: of the map of ResNet or HRNet; OSNet pools by itself.
+      restorer: "none", or "vdsr": VDSR, or VDSR-CA if `vdsr_squeeze` is not 0.
+      vdsr_channels, vdsr_depth, vdsr_squeeze: see `VDSR`.
+      label_smoothing: ε of the cross-entropy.
+      margin: of the triplet loss, "bot" only.
+      lambda_center: weight of the centre loss, "bot" only.
+      epochs: length of the training of backbone and head.
+      epochs_head: epochs before that in which the head is trained alone.
+      learning_rate: of backbone and head.
+      algorithm, weight_decay, milestones, decay_factor, warmup_epochs,
+        warmup_learning_rate: see `contract.Optimizer`; the warm-up is linear.
+      epochs_restorer: epochs before all that, in which the restorer is trained on pairs
+        of a down-sampled image and its original.
+      learning_rate_restorer: of Adam, without decay.
+      dtype: "float32" or "bfloat16", type of the networks' computation.
+
+    Returns:
+      The method. The embedding is (B, D): the backbone's feature with Euclidean
+      distance ("softmax"), or the normalised one with cosine distance ("bot").
+
+    Raises:
+      ValueError: if one of the named choices is unknown, or if OSNet is to be pooled by
+        a generalised mean.
+    """
+    for option, value, known in (
+        ("recipe", recipe, ("softmax", "bot")),
+        ("trains_on", trains_on, ("lr", "hr")),
+        ("backbone", backbone, tuple(TABLES)),
+        ("pooling", pooling, ("average", "gem")),
+        ("restorer", restorer, ("none", "vdsr")),
+        ("dtype", dtype, ("float32", "bfloat16")),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"the baseline has no {option} {value!r}; expected one of "
+                f"{', '.join(known)}."
+            )
+    if backbone == "osnet" and pooling == "gem":
+        raise ValueError("OSNet pools by itself: expected pooling 'average'.")
+
+    dtype = jnp.dtype(dtype)
+    bot, restores = recipe == "bot", restorer == "vdsr"
+    net = {
+        "resnet": lambda: ResNet(int(width), tuple(num_blocks), last_stride, dtype),
+        "osnet": lambda: OSNet(width, dtype=dtype),
+        "hrnet": lambda: HRNetC(HRNet(int(width), dtype=dtype), dtype=dtype),
+    }[backbone]()
+    head = Head(num_classes, gem=pooling == "gem", neck=bot)
+    vdsr = VDSR(vdsr_channels, vdsr_depth, vdsr_squeeze, dtype=dtype)
+
+    def last(x):
+        """ResNet gives the maps of all stages."""
+        return x[-1] if backbone == "resnet" else x
+
+    def init(rng, batch):
+        rngs = jax.random.split(rng, 3)
+        x, of_net = net.init_with_output(rngs[0], batch["lr"], train=False)
+        outputs, of_head = head.init_with_output(rngs[1], last(x), train=False)
+        params = {"backbone": of_net["params"], "head": of_head["params"]}
+        batch_stats = {"backbone": of_net["batch_stats"]}
+        if bot:
+            batch_stats["head"] = of_head["batch_stats"]
+            shape = num_classes, outputs.features.shape[1]
+            batch_stats["centers"] = {"features": jax.random.normal(rngs[2], shape)}
+        if restores:
+            key = jax.random.fold_in(rng, 3)
+            params["restorer"] = vdsr.init(key, batch["lr"])["params"]
+        return {"params": params, "batch_stats": batch_stats}
+
+    def represent(params, batch_stats, images, *, train):
+        """Normalised images → (HeadOutputs, batch statistics).
+
+        `train` names the components that use, and record, the batch's statistics.
+        """
+        variables = {
+            name: {"params": params[name], "batch_stats": batch_stats.get(name, {})}
+            for name in ("backbone", "head")
+        }
+        x, of_net = net.apply(
+            variables["backbone"],
+            images,
+            train="backbone" in train,
+            mutable=["batch_stats"],
+        )
+        outputs, of_head = head.apply(
+            variables["head"], last(x), train="head" in train, mutable=["batch_stats"]
+        )
+        updates = {"backbone": of_net, "head": of_head}
+        recorded = {
+            name: updates[name]["batch_stats"] for name in train if name in batch_stats
+        }
+        return outputs, {**batch_stats, **recorded}
+
+    def super_resolve(params, images):
+        """Normalised images → the restorer's, in float32."""
+        restored = vdsr.apply({"params": params["restorer"]}, images)
+        return restored.astype(jnp.float32)
+
+    def sharpen(params, images, resolution):
+        """Normalised images, of which the down-sampled ones are restored."""
+        if not restores:
+            return images
+        degraded = (resolution < 1)[:, None, None, None]
+        return jnp.where(degraded, super_resolve(params, images), images)
+
+    def loss_restorer(params, batch_stats, batch, rng):
+        """Mean absolute error on the down-sampled images that have an original."""
+        del rng
+        compared = batch["has_hr"] & (batch["scale"] > 1)
+        restored = super_resolve(params, normalize(batch["lr"]))
+        error = mean_absolute_error(restored, normalize(batch["hr"]))
+        return LossOutput(_masked_mean(error, compared), batch_stats, {})
+
+    def loss_identity(params, batch_stats, batch, rng, *, train):
+        """Cross-entropy, and in "bot" the losses on the features before the neck."""
+        del rng
+        labels = batch["label"]
+        if trains_on == "hr":
+            images, counts = normalize(batch["hr"]), batch["has_hr"]
+        else:
+            images = sharpen(params, normalize(batch["lr"]), batch["resolution"])
+            counts = jnp.full(len(labels), True)
+        outputs, batch_stats = represent(params, batch_stats, images, train=train)
+
+        loss = label_smoothed_cross_entropy(
+            outputs.logits, labels, epsilon=label_smoothing
+        )
+        scalars = {"accuracy": (outputs.logits.argmax(axis=-1) == labels).mean()}
+        if bot:
+            triplet = batch_hard_triplet(outputs.features, labels, margin=margin)
+            centers = batch_stats["centers"]["features"]
+            center = center_loss(outputs.features, labels, centers)
+            loss += triplet + lambda_center * center
+            centers = update_centers(outputs.features, labels, centers)
+            batch_stats = {**batch_stats, "centers": {"features": centers}}
+            scalars |= {"loss_triplet": triplet.mean(), "loss_center": center.mean()}
+        return LossOutput(_masked_mean(loss, counts), batch_stats, scalars)
+
+    def embed(variables, images, *, role, resolution):
+        """The feature, behind the neck if there is one, of both sides alike."""
+        del role
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        images = sharpen(params, normalize(images), resolution)
+        outputs, _ = represent(params, batch_stats, images, train=())
+        return outputs.bn_features
+
+    def restore(variables, images):
+        return denormalize(super_resolve(variables["params"], normalize(images)))
+
+    optimizer = partial(
+        Optimizer, algorithm=algorithm, weight_decay=weight_decay, warmup="linear"
+    )
+    both = {"backbone|head": learning_rate}
+    phases = (
+        Phase(
+            name="restorer",
+            trains="restorer",
+            epochs=epochs_restorer if restores else 0,
+            optimizer=Optimizer(
+                {"restorer": learning_rate_restorer}, 0.0, algorithm="adam"
+            ),
+            loss=loss_restorer,
+        ),
+        Phase(
+            name="head",
+            trains="head",
+            epochs=epochs_head,
+            optimizer=optimizer(both),
+            loss=partial(loss_identity, train=("head",)),
+        ),
+        Phase(
+            name="identity",
+            trains="backbone|head",
+            epochs=epochs,
+            optimizer=optimizer(
+                both,
+                milestones=tuple(milestones),
+                decay_factor=decay_factor,
+                warmup_epochs=warmup_epochs,
+                warmup_learning_rate=warmup_learning_rate,
+            ),
+            loss=partial(loss_identity, train=("backbone", "head")),
+        ),
+    )
+    return Method(
+        init=init,
+        phases=tuple(p for p in phases if p.epochs or p.name == "identity"),
+        embed=embed,
+        distance=cosine_distances if bot else euclidean_distances,
+        restore=restore if restores else None,
+        backbone=Backbone(["backbone"], TABLES[backbone]),
+    )
+
+
+def _masked_mean(values, mask):
+    """Mean of the values where the mask holds; zero where it holds nowhere."""
+    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
