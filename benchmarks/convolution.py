@@ -14,15 +14,10 @@ import jax.numpy as jnp
 
 from crossres_jax.modules import conv
 
-SHAPE = (
-    16,
-    32,
-    16,
-    256,
-)  # B, H, W, C
+SHAPE = (16, 32, 16, 256)  # B, H, W, C
 CASES = {
     "1×1": ((1, 1, 256, 256), 1, partial(conv._as_dot, strides=1)),
-    "depthwise 3×3": ((3, 3, 1, 256), 256, partial(conv._as_shifts, strides=1)),
+    "depthwise 3×3": ((3, 3, 1, 256), 256, conv._as_shifts),
 }
 
 

@@ -3,9 +3,10 @@
 XLA compiles two kinds of convolution badly for the CPU (measured on 2 cores, the
 figures are in docs/results.md): a 1×1 convolution with its gradients runs at two thirds
 of the speed of the same dot product, and a depthwise convolution many times slower than
-shifted multiply-adds. `Conv` therefore lowers these two as
-such on the CPU. On GPUs every convolution stays a convolution and goes to cuDNN. The
-parameters are the same in either case, so a checkpoint moves freely between the two.
+shifted multiply-adds. `Conv` therefore lowers these two as such on the CPU, where a
+depthwise one has stride 1. On GPUs every convolution stays a convolution and goes to
+cuDNN. The parameters are the same in either case, so a checkpoint moves freely between
+the two.
 """
 
 from collections.abc import Callable
@@ -58,8 +59,8 @@ class Conv(nn.Module):
         on_cpu = jax.default_backend() == "cpu"
         if on_cpu and k == 1 and self.groups == 1:
             y = _as_dot(x, kernel, self.strides)
-        elif on_cpu and self.groups == channels == self.features:
-            y = _as_shifts(x, kernel, self.strides)
+        elif on_cpu and self.groups == channels == self.features and self.strides == 1:
+            y = _as_shifts(x, kernel)
         else:
             y = _as_convolution(x, kernel, self.strides, self.groups)
         if self.use_bias:
@@ -84,13 +85,37 @@ def _as_dot(x, kernel, strides):
     return x[:, ::strides, ::strides] @ kernel[0, 0]
 
 
-def _as_shifts(x, kernel, strides):
-    k = kernel.shape[0]
-    pad = (k - 1) // 2
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+@jax.custom_vjp
+def _as_shifts(x, kernel):
+    k, (height, width) = kernel.shape[0], x.shape[1:3]
+    x = _pad(x, k)
     return sum(
-        x[:, i : i + height : strides, j : j + width : strides] * kernel[i, j, 0]
+        x[:, i : i + height, j : j + width] * kernel[i, j, 0]
         for i in range(k)
         for j in range(k)
     )
+
+
+def _as_shifts_forward(x, kernel):
+    return _as_shifts(x, kernel), (x, kernel)
+
+
+def _as_shifts_backward(residuals, gradient):
+    x, kernel = residuals
+    k, padded = kernel.shape[0], _pad(x, kernel.shape[0])
+
+    def of_tap(corner):
+        shifted = jax.lax.dynamic_slice(padded, (0, *corner, 0), x.shape)
+        return (shifted * gradient).sum(axis=(0, 1, 2))
+
+    # One after the other: XLA fuses k² sums into one loop, five times as slow.
+    taps = jax.lax.map(of_tap, tuple(jnp.indices((k, k)).reshape(2, -1)))
+    return _as_shifts(gradient, kernel[::-1, ::-1]), taps.reshape(kernel.shape)
+
+
+_as_shifts.defvjp(_as_shifts_forward, _as_shifts_backward)
+
+
+def _pad(x, k):
+    pad = (k - 1) // 2
+    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
