@@ -26,7 +26,7 @@ from crossres_jax.training.loop import NonFiniteLossError, Settings, Stopped, tr
 from crossres_jax.training.sharding import check_divisible, make_mesh
 from crossres_jax.training.start import import_backbone, read_weights
 from crossres_jax.training.workdir import begin, locked, resolve
-from crossres_jax.training.writer import MetricsWriter, write_json
+from crossres_jax.training.writer import MetricsWriter, Progress, write_json
 from input_pipeline import pipeline
 
 FLAGS = flags.FLAGS
@@ -88,12 +88,12 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             num_steps=num_steps,
         )
 
-    def evaluate(method, variables, sides, stop, **options):
+    def evaluate(method, variables, sides, watch, **options):
         query, gallery = (
             embed_images(
                 method,
                 variables,
-                until(stop, pipeline.eval_batches(data, side)),
+                watch(pipeline.eval_batches(data, side), side),
                 mesh,
                 role=role,
             )
@@ -102,10 +102,13 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         scored = data.plan.protocol.evaluation
         return compare(method, query, gallery, evaluation=scored, **options)
 
+    def watch(batches, side):
+        return watched(batches, side, len(getattr(data.plan, side).pid), stop)
+
     def validate(variables):
         plain = dataclasses.replace(method, restore=None)  # its pictures do not count
         sides = "val_query", "val_gallery"
-        results = evaluate(plain, variables, sides, lambda: False).results
+        results = evaluate(plain, variables, sides, lambda batches, _: batches).results
         return {name: results[name] for name in ("rank1", "mAP")}
 
     example = next(batches(0, 0, 1, 0))
@@ -148,7 +151,7 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             validate=validate if config.data.val_ids else None,
         )
         sides = "query", "gallery"
-        evaluation = evaluate(method, variables, sides, stop, **config.evaluation)
+        evaluation = evaluate(method, variables, sides, watch, **config.evaluation)
         results = {
             "method": name,
             "dataset": data.plan.protocol.dataset,
@@ -271,11 +274,16 @@ def catch_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def until(stop: Callable[[], bool], batches: Iterable[dict]) -> Iterator[dict]:
-    """The batches; raises `Stopped` when `stop` says so."""
+def watched(
+    batches: Iterable[dict], title: str, num_images: int, stop: Callable[[], bool]
+) -> Iterator[dict]:
+    """The batches, with progress; raises `Stopped` when `stop` says so."""
+    progress, done = Progress(title, num_images), 0
     for batch in batches:
         if stop():
             raise Stopped("before the evaluation was done")
+        done += batch["valid"].sum()
+        progress.update(done)
         yield batch
 
 

@@ -1,9 +1,10 @@
-"""Four simulated devices, one compilation cache, quick compiles, exact products."""
+"""Four simulated devices, one compilation cache, quick compiles, weights to import."""
 
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 
 import jax  # noqa: E402
+from flax.traverse_util import flatten_dict  # noqa: E402
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -29,3 +31,43 @@ def sixth_method():
     text = (ROOT / "docs" / "sixth_method.md").read_text()
     method, config = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return method, config
+
+
+@pytest.fixture(scope="session")
+def narrow_resnet(tmp_path_factory):
+    """A file of weights, in PyTorch's names, of ResNet(4, (1, 1, 1, 1))."""
+    from crossres_jax.modules.resnet import ResNet
+    from crossres_jax.pretrained import write_safetensors
+
+    variables = jax.eval_shape(
+        lambda rng, x: ResNet(4, (1, 1, 1, 1)).init(rng, x, train=False),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, 32, 16, 3), "float32"),
+    )
+    rng, weights = np.random.default_rng(0), {}
+    for path, shape in flatten_dict(variables, sep="/").items():
+        _, *modules, leaf = path.split("/")
+        module = ".".join(modules).replace("_0", ".0")
+        module = module.replace("shortcut_conv", "downsample.0")
+        module = module.replace("shortcut_bn", "downsample.1")
+        name = {"mean": "running_mean", "var": "running_var", "bias": "bias"}
+        values = (leaf in ("scale", "var")) + 0.1 * rng.normal(size=shape.shape)
+        if leaf == "kernel":
+            values = values.transpose(3, 2, 0, 1)
+        weights[f"{module}.{name.get(leaf, 'weight')}"] = values.astype(np.float32)
+    weights |= {"fc.weight": np.zeros((9, 128)), "fc.bias": np.zeros(9)}
+    path = tmp_path_factory.mktemp("weights") / "resnet.pth"
+    write_safetensors(path, weights)
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights_dir():
+    """The folder with published PyTorch files; skips where absent."""
+    beside = ROOT.parent / "shared" / "weights"
+    folder = Path(os.environ.get("CROSSRES_WEIGHTS_DIR", beside))
+    if not (folder / "vdsr_twtygqyy_model_epoch_50.pth").exists():
+        pytest.skip(
+            "no published weights in $CROSSRES_WEIGHTS_DIR or ../shared/weights"
+        )
+    return folder

@@ -13,6 +13,10 @@ from crossres_jax.training.state import split
 
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = {
+    "baseline": (
+        *("", "hr", "bot,vdsr", "mlr_viper,gem,bot,vdsr_ca", "mlr_viper,hrnet_w32"),
+        *("market1501,osnet_x0_25", "mlr_viper,osnet_x1_0,bot,narrow"),
+    ),
     "ps_hrnet": (
         *("", "id", "id_sr", "hr"),
         *("mlr_viper", "mlr_viper,narrow", "mlr_viper,narrow,released"),
@@ -40,6 +44,7 @@ def _batch_shapes(config):
         "has_hr": mask,
         "label": labels,
         "scale": labels,
+        "resolution": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
 
 
@@ -84,7 +89,7 @@ def test_the_papers_numbers_of_section_4c():
     optimizer = method.phases[1].optimizer
     assert optimizer.learning_rates == {"l": 8.5e-3, "restorer": 8.5e-4}
     assert optimizer.weight_decay == 5e-4
-    assert (optimizer.decay_epochs, optimizer.decay_factor) == (30, 0.1)
+    assert (optimizer.milestones, optimizer.decay_factor) == ((30, 60), 0.1)
     m = config.method
     assert (m.margin, m.lambda_ce, m.lambda_bh) == (0.1, 1.15, 0.2)
     assert (m.lambda_sr, m.lambda_ps) == (0.5, 0.5)
@@ -96,6 +101,28 @@ def test_the_released_code_as_an_option():
     assert config.method.margin == 0.3
     assert len(config.method.ps_set) == 6
     assert (config.data.num_ids, config.data.num_instances) == (6, 4)
+
+
+def test_the_recipes_of_the_baseline():
+    config = _config("baseline", "market1501,osnet_x0_25")
+    assert config.data.resize == "bilinear"  # the published score's
+    assert (config.method.algorithm, config.method.learning_rate) == ("amsgrad", 1.5e-3)
+    config = _config("baseline", "mlr_viper,bot")
+    assert config.data.resize == "bicubic"
+    assert (config.data.num_ids, config.data.num_instances) == (32, 2)
+    assert config.data.erase == 0.5
+    m = config.method
+    assert (m.backbone, m.last_stride, m.margin) == ("resnet", 1, 0.3)
+    assert (m.algorithm, m.learning_rate, m.milestones) == ("adam", 3.5e-4, (40, 70))
+    phase = _build(config).phases[-1]
+    assert phase.epochs == 120
+    assert (phase.optimizer.warmup, phase.optimizer.warmup_epochs) == ("linear", 10)
+
+
+@pytest.mark.parametrize("arg", ["resnet50,osnet_x1_0", "vdsr,vdsr_ca"])
+def test_one_backbone_and_one_restorer(arg):
+    with pytest.raises(ValueError, match=r"choose one backbone of .* one restorer"):
+        _config("baseline", arg)
 
 
 def test_an_unknown_option_is_refused():

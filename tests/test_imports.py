@@ -19,6 +19,7 @@ ALLOWED = {
         "crossres_jax.modules",
         "crossres_jax.losses",
         "crossres_jax.ops",
+        "crossres_jax.pretrained.tables",
     ),
     "crossres_jax.modules": ("crossres_jax.modules", "crossres_jax.ops"),
     "crossres_jax.losses": ("crossres_jax.losses", "crossres_jax.ops"),

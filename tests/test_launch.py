@@ -1,5 +1,6 @@
 """The real command: a run, its files, its second start, and every kind of bad input."""
 
+import hashlib
 import json
 import os
 import re
@@ -290,3 +291,78 @@ def test_a_workdir_that_holds_something_else_is_refused(launch, config, folder):
     assert process.returncode != 0
     assert "is not empty and holds no run" in process.stderr
     assert [p.name for p in (folder / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+@pytest.fixture(scope="module")
+def baseline(folder, narrow_resnet):
+    """The flags of a baseline whose backbone is read from a file."""
+    weights = folder / "resnet.pth"
+    weights.write_bytes(narrow_resnet.read_bytes())
+    return (
+        f"--config={ROOT / 'configs' / 'baseline.py'}:mlr_pedestrians_tiny,narrow",
+        f"--config.data.cache_dir={folder / 'cache'}",
+        "--config.data.image_size=(32, 16)",
+        "--config.data.num_ids=4",
+        "--config.data.num_instances=2",
+        "--config.data.eval_batch_size=8",
+        "--config.method.width=4.0",
+        "--config.method.epochs=1",
+        f"--config.init.backbone={weights}",
+    )
+
+
+def test_weights_of_a_file_are_evaluated_without_a_run(launch, baseline, folder):
+    weights, workdir = folder / "resnet.pth", folder / "imported"
+    process = launch(*baseline, "--workdir=imported", "--mode=evaluate")
+    assert process.returncode == 0, process.stderr
+    results = json.loads((workdir / "results.json").read_text())
+    assert (results["phase"], results["step"]) == ("start", 0)
+    content = weights.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert json.loads((workdir / "config.json").read_text())["weights"] == digest
+
+    # The folder belongs to this file.
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    process = launch(*baseline, "--workdir=imported", "--mode=evaluate")
+    assert process.returncode != 0
+    assert f"had the SHA-256 {digest}, now it has" in process.stderr
+    weights.write_bytes(content)
+
+    # It can be trained from the file, which is not needed any more then.
+    process = launch(*baseline, "--workdir=imported")
+    assert process.returncode == 0, process.stderr
+    trained = json.loads((workdir / "results.json").read_text())
+    assert trained["phase"] == "identity" and trained["step"] > 0
+    weights.unlink()
+    process = launch("--workdir=imported", "--mode=evaluate")
+    weights.write_bytes(content)
+    assert process.returncode == 0, process.stderr
+    assert json.loads((workdir / "results.json").read_text()) == trained
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file or directory"),
+        (b"PK\x03\x04 cut", "a zip archive that is cut off or damaged"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_refused(
+    launch, baseline, folder, content, message
+):
+    path = folder / "bad.pth"
+    if content:
+        path.write_bytes(content)
+    process = launch(*baseline, "--workdir=bad", f"--config.init.backbone={path}")
+    assert process.returncode != 0
+    assert message in process.stderr and str(path) in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (folder / "bad").exists()
+
+
+def test_weights_of_another_network_are_refused_by_name(launch, baseline, folder):
+    process = launch(*baseline, "--workdir=bad", "--config.method.width=8.0")
+    assert process.returncode != 0
+    assert "resnet.pth: the weights do not fit the network" in process.stderr
+    assert "has shape (7, 7, 3, 8), found (7, 7, 3, 4)" in process.stderr
+    assert not (folder / "bad").exists()

@@ -61,8 +61,8 @@ def resolve(wanted: dict | None, workdir: Path, mode: str) -> dict:
         raise ValueError(
             f"{workdir} holds no run (no config.json). "
             + (
-                "--mode=evaluate needs a finished one, or --config.init.backbone=FILE: "
-                "train it first, without --mode."
+                "--mode=evaluate needs a finished one (train it first, without --mode) "
+                "or weights to evaluate (--config.init.backbone=FILE)."
                 if wanted
                 else "Give --config=configs/METHOD.py, or the --workdir of a run."
             )

@@ -8,7 +8,7 @@ import pytest
 from crossres_jax.modules import conv
 from crossres_jax.modules.attention import ChannelAttention
 from crossres_jax.modules.heads import BNNeck
-from crossres_jax.modules.hrnet import HRNet, HRNetClassifier, upsample_nearest
+from crossres_jax.modules.hrnet import HRNet, HRNetC, upsample_nearest
 from crossres_jax.modules.osnet import OSNet
 from crossres_jax.modules.pooling import GeM, generalized_mean
 from crossres_jax.modules.resnet import ResNet
@@ -39,8 +39,9 @@ def test_vdsr_counts():
 
 
 def test_hrnet_w32_c_count():
-    assert _count(HRNetClassifier(), train=False) == 41_232_680
-    assert _outputs(HRNetClassifier(), train=False).shape == (2, 1000)
+    classifier = 1000 * (2048 + 1)
+    assert _count(HRNetC(), train=False) == 41_232_680 - classifier
+    assert _outputs(HRNetC(), train=False).shape == (2, 8, 4, 2048)
 
 
 def test_hrnet_branches_keep_their_resolutions():
@@ -70,19 +71,16 @@ def test_resnet50_returns_its_four_stages(last_stride, last):
 
 
 def test_osnet_counts():
-    # The published files of OSNet x0.25 hold 751 and 1,041 identities.
-    assert _count(OSNet(751, width=0.25), train=False) == 587_127
-    assert _count(OSNet(1041, width=0.25), train=False) == 735_897
-    # Before the classifier the authors list 2,193,616 for x1.0, which counts each gate
-    # four times, once for every stream: six gates in three widths.
+    # With the classifier of 751 identities in the published file: 587,127.
+    assert _count(OSNet(width=0.25), train=False) == 587_127 - 751 * 513
+    # The authors list 2,193,616 for x1.0, which counts each gate four times, once for
+    # every stream: six gates in three widths.
     gates = 2 * sum(2 * c * (c // 16) + c // 16 + c for c in (64, 96, 128))
-    assert _count(OSNet(751), train=False) - 751 * 513 == 2_193_616 - 3 * gates
+    assert _count(OSNet(), train=False) == 2_193_616 - 3 * gates
 
 
-def test_osnet_returns_features_and_logits():
-    outputs = _outputs(OSNet(751), train=False)
-    assert outputs.features.shape == (2, 512)
-    assert outputs.logits.shape == (2, 751)
+def test_osnet_returns_features():
+    assert _outputs(OSNet(), train=False).shape == (2, 512)
 
 
 def test_gem_goes_from_the_mean_to_the_maximum():

@@ -9,7 +9,7 @@ import pytest
 
 from crossres_jax.methods.ps_hrnet import HRNetReID
 from crossres_jax.metrics import psnr
-from crossres_jax.modules.hrnet import HRNet, HRNetClassifier
+from crossres_jax.modules.hrnet import HRNet, HRNetC
 from crossres_jax.modules.vdsr import VDSR
 from crossres_jax.pretrained import load_torch, merge, tables
 
@@ -103,17 +103,21 @@ def _variables(module):
 
 
 @pytest.fixture(scope="module")
-def classifier():
-    return _variables(HRNetClassifier())
+def network():
+    return _variables(HRNetC())
 
 
-def test_hrnet_fills_every_variable_of_the_classifier(classifier):
+def test_hrnet_fills_every_variable_but_the_classifier(network):
     weights = _numbered(_hrnet())
     assert len(weights) == 1956  # as many tensors as timm's hrnet_w32 has
-    merged = merge(classifier, weights, tables.HRNET)
+    merged = merge(network, weights, tables.HRNET)
     found = {float(x.ravel()[0]) for x in jax.tree.leaves(merged)}
-    counts = {n for n, name in enumerate(weights) if "num_batches_tracked" in name}
-    assert found == set(range(1956)) - counts
+    dropped = {
+        n
+        for n, name in enumerate(weights)
+        if "num_batches_tracked" in name or name.startswith("classifier")
+    }
+    assert found == set(range(1956)) - dropped
 
     def number(path):
         leaf = merged
@@ -147,7 +151,7 @@ def test_hrnet_fills_every_variable_of_the_classifier(classifier):
 
 def test_hrnet_fills_all_of_hrnet_reid_but_its_head():
     variables = _variables(HRNetReID(num_classes=10, body=HRNet()))
-    head = r"\w+/(fc1|fc2|bn|downsample\d|final|classifier)/.*"
+    head = r"\w+/(fc1|fc2|bn|downsample\d|final)/.*"
     merged = merge(variables, _numbered(_hrnet()), tables.HRNET, skip=head)
     left = [
         "/".join(str(key.key) for key in path)
@@ -157,10 +161,10 @@ def test_hrnet_fills_all_of_hrnet_reid_but_its_head():
     assert len(left) == 8 and all(re.fullmatch(head, path) for path in left)
 
 
-def test_hrnet_of_another_width_is_refused(classifier):
+def test_hrnet_of_another_width_is_refused(network):
     message = r"transition1\.0\.0\.weight: .* has shape .* 32\), found .* 18\)"
     with pytest.raises(ValueError, match=message):
-        merge(classifier, _numbered(_hrnet(width=18)), tables.HRNET)
+        merge(network, _numbered(_hrnet(width=18)), tables.HRNET)
 
 
 @pytest.mark.parametrize(("scale", "gain"), [(2, 5.0), (3, 2.0), (4, 1.0)])

@@ -18,13 +18,13 @@ def _optimizer(**options):
         "learning_rates": {"l": 0.1, "restorer": 0.01},
         "momentum": 0.9,
         "weight_decay": 5e-4,
-        "decay_epochs": 30,
+        "milestones": (30, 60),
         "decay_factor": 0.1,
     }
     return Optimizer(**(defaults | options))
 
 
-def test_schedule_decays_every_30_epochs_and_warms_up():
+def test_schedule_decays_at_its_milestones_and_warms_up():
     spec = _optimizer(warmup_epochs=5, warmup_learning_rate=3e-4)
     schedule = learning_rate_schedule(spec, 8.5e-3, steps_per_epoch=10)
     rates = [float(schedule(step)) for step in (0, 49, 50, 299, 300, 599, 600)]
@@ -37,9 +37,58 @@ def test_warm_up_never_raises_a_rate():
     assert float(learning_rate_schedule(spec, 1e-5, 10)(0)) == pytest.approx(1e-5)
 
 
-def test_a_decay_in_no_time_is_refused():
-    with pytest.raises(ValueError, match="decay_epochs must be at least 1, found 0"):
-        _optimizer(decay_epochs=0)
+def test_a_linear_warm_up_rises_from_its_rate_step_by_step():
+    spec = _optimizer(
+        milestones=(2,), warmup_epochs=4, warmup_learning_rate=0.1, warmup="linear"
+    )
+    schedule = learning_rate_schedule(spec, 0.9, steps_per_epoch=2)
+    rates = [float(schedule(step)) for step in range(9)]
+    # An eighth of the way a step; from the milestone on towards a tenth of the rate.
+    expected = [0.1, 0.2, 0.3, 0.4, 0.095, 0.09375, 0.0925, 0.09125, 0.09]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_without_milestones_or_warm_up_the_rate_stays():
+    schedule = learning_rate_schedule(_optimizer(milestones=()), 0.5, 10)
+    assert [float(schedule(step)) for step in (0, 10_000)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("algorithm", "adamw"), ("warmup", "cosine")]
+)
+def test_an_unknown_algorithm_or_warm_up_is_refused(field, value):
+    with pytest.raises(ValueError, match=rf"expected {field} to be one of .*{value}"):
+        _optimizer(**{field: value})
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "amsgrad"])
+def test_adam_equals_pytorchs_rule(algorithm):
+    spec = _optimizer(algorithm=algorithm, weight_decay=0.1, milestones=())
+    optimizer = make_optimizer(spec, steps_per_epoch=1)
+    params = {"l": {"w": jnp.array([1.0, -2.0])}, "restorer": {"w": jnp.array([3.0])}}
+    opt_state = optimizer.init(params)
+
+    # torch.optim.Adam: g += wd · p; moments of g; p −= lr · m̂ / (√v̂ + ε)
+    expected = jax.tree.map(np.array, params)
+    m, v, top = (jax.tree.map(np.zeros_like, expected) for _ in range(3))
+    for step in range(1, 5):
+        # The gradient falls, so that the largest second moment is not the last one.
+        gradients = jax.tree.map(lambda p, s=step: jnp.cos(p) / s**3, params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        for name, rate in (("l", 0.1), ("restorer", 0.01)):
+            p = expected[name]["w"]
+            g = np.cos(p) / step**3 + 0.1 * p
+            m[name]["w"] = 0.9 * m[name]["w"] + 0.1 * g
+            v[name]["w"] = 0.999 * v[name]["w"] + 0.001 * g**2
+            second = v[name]["w"] / (1 - 0.999**step)
+            top[name]["w"] = np.maximum(top[name]["w"], second)
+            if algorithm == "amsgrad":
+                second = top[name]["w"]
+            p -= rate * m[name]["w"] / (1 - 0.9**step) / (np.sqrt(second) + 1e-8)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, expected
+    )
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -73,5 +73,5 @@ def test_a_damaged_file_is_named(run, tmp_path):
 def test_nothing_to_run_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json\)\. Give --config=configs/"):
         resolve(None, tmp_path / "nowhere", "train")
-    with pytest.raises(ValueError, match="needs a finished one: train it first"):
+    with pytest.raises(ValueError, match="needs a finished one \\(train it first"):
         resolve(CONFIG, tmp_path / "nowhere", "evaluate")

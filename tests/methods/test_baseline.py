@@ -1,0 +1,228 @@
+"""The baselines: what each phase trains, what each recipe and option changes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossres_jax.methods import baseline
+from crossres_jax.training.state import merge, split
+
+NUM_CLASSES = 3
+NARROW = {
+    "width": 4,
+    "num_blocks": (1, 1, 1, 1),
+    "vdsr_channels": 4,
+    "vdsr_depth": 3,
+    "epochs_head": 1,
+    "epochs_restorer": 1,
+}
+
+
+@functools.cache
+def _build(**options):
+    return baseline.build(NUM_CLASSES, **(NARROW | options))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    hr = rng.uniform(size=(6, 32, 16, 3)).astype(np.float32)
+    scale = np.array([2, 1, 3, 1, 4, 1], np.int32)
+    noise = 0.1 * rng.normal(size=hr.shape) * (scale > 1)[:, None, None, None]
+    return {
+        "lr": (hr + noise).astype(np.float32),
+        "hr": hr,
+        "has_hr": np.ones(6, bool),
+        "label": np.array([0, 0, 1, 1, 2, 2], np.int32),
+        "scale": scale,
+        "resolution": (1 / scale).astype(np.float32),
+    }
+
+
+@functools.cache
+def _variables(**options):
+    images = {"lr": jnp.zeros((1, 32, 16, 3))}
+    return jax.jit(_build(**options).init)(jax.random.key(0), images)
+
+
+@functools.cache
+def _loss(phase, **options):
+    """The jitted loss of a phase and its gradient."""
+    (phase,) = [p for p in _build(**options).phases if p.name == phase]
+
+    def run(variables, batch):
+        trained, frozen = split(variables["params"], phase.trains)
+
+        def loss(trained):
+            params, rng = merge(trained, frozen), jax.random.key(1)
+            output = phase.loss(params, variables["batch_stats"], batch, rng)
+            return output.loss, output
+
+        return jax.grad(loss, has_aux=True)(trained)
+
+    return jax.jit(run)
+
+
+def _changed(before, after):
+    return {
+        name
+        for name in before
+        if jax.tree.leaves(before[name])
+        and any(
+            (a != b).any()
+            for a, b in zip(
+                jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True
+            )
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "counts", "size"),
+    [
+        ({}, {"backbone": 23_508_032, "head": 751 * 2049}, 2048),
+        (
+            {"recipe": "bot", "last_stride": 1, "pooling": "gem"},
+            {"backbone": 23_508_032, "head": 1 + 2048 + 751 * 2048},
+            2048,
+        ),
+        (
+            {"backbone": "osnet", "width": 0.25, "restorer": "vdsr"},
+            {"backbone": 587_127 - 751 * 513, "head": 751 * 513, "restorer": 667_008},
+            512,
+        ),
+        (
+            {"backbone": "hrnet", "width": 32},
+            {"backbone": 41_232_680 - 1000 * 2049, "head": 751 * 2049},
+            2048,
+        ),
+    ],
+)
+def test_full_size_counts(options, counts, size):
+    method = baseline.build(751, **options)
+    images = jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32)
+    variables = jax.eval_shape(method.init, jax.random.key(0), {"lr": images})
+    assert counts == {
+        name: sum(x.size for x in jax.tree.leaves(component))
+        for name, component in variables["params"].items()
+    }
+    features = jax.eval_shape(
+        lambda v, x: method.embed(v, x, role="query", resolution=jnp.ones(2)),
+        variables,
+        images,
+    )
+    assert features.shape == (2, size)
+
+
+def test_the_phases_come_in_their_order_and_only_where_they_train():
+    def names(**options):
+        return [phase.name for phase in _build(**options).phases]
+
+    assert names(restorer="vdsr") == ["restorer", "head", "identity"]
+    assert names() == ["head", "identity"]
+    assert names(epochs_head=0, epochs=0) == ["identity"]  # an untrained network
+
+
+@pytest.mark.parametrize("recipe", ["softmax", "bot"])
+@pytest.mark.parametrize(
+    ("phase", "trained"),
+    [
+        ("restorer", {"restorer"}),
+        ("head", {"head"}),
+        ("identity", {"backbone", "head"}),
+    ],
+)
+def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
+    variables = _variables(recipe=recipe, restorer="vdsr")
+    gradients, output = _loss(phase, recipe=recipe, restorer="vdsr")(variables, batch)
+    assert set(gradients) == trained
+    assert np.isfinite(output.loss) and output.loss > 0
+    for leaf in jax.tree.leaves(gradients):
+        assert jnp.isfinite(leaf).all()
+    assert jax.tree.all(jax.tree.map(lambda x: (x != 0).any(), gradients))
+    recorded = trained - {"restorer"}
+    recorded &= set(variables["batch_stats"])
+    if recipe == "bot" and "head" in trained:
+        recorded |= {"centers"}
+    assert _changed(variables["batch_stats"], output.batch_stats) == recorded
+
+
+def test_the_restorer_learns_from_degraded_pairs_alone(batch):
+    run = _loss("restorer", restorer="vdsr")
+    variables = _variables(restorer="vdsr")
+    _, output = run(variables, batch)
+    sharp = batch["scale"] == 1
+    changed = batch | {"hr": np.where(sharp[:, None, None, None], 0, batch["hr"])}
+    assert run(variables, changed)[1].loss == output.loss
+    hidden = batch | {"has_hr": sharp}
+    assert run(variables, hidden)[1].loss == 0
+
+
+def test_training_on_hr_never_sees_low_resolution(batch):
+    run, variables = _loss("identity", trains_on="hr"), _variables()
+    _, output = run(variables, batch)
+    assert run(variables, batch | {"lr": 0 * batch["lr"]})[1].loss == output.loss
+    stored = _loss("identity")
+    assert stored(variables, batch | {"hr": 0 * batch["hr"]})[1].loss == (
+        stored(variables, batch)[1].loss
+    )
+    # Images without an original count for nothing.
+    assert run(variables, batch | {"has_hr": np.zeros(6, bool)})[1].loss == 0
+
+
+def test_bot_adds_triplet_and_center_loss(batch):
+    variables = _variables(recipe="bot")
+
+    def parts(**options):
+        _, output = _loss("identity", recipe="bot", **options)(variables, batch)
+        return (
+            output.loss,
+            output.scalars["loss_triplet"],
+            output.scalars["loss_center"],
+        )
+
+    loss, triplet, center = parts()
+    other_loss, other_triplet, other_center = parts(lambda_center=0.1, margin=1.3)
+    assert center == other_center > 0 and other_triplet > triplet + 0.1
+    np.testing.assert_allclose(
+        other_loss - loss, other_triplet - triplet + (0.1 - 5e-4) * center, rtol=1e-4
+    )
+
+
+def _embed(variables, images, resolution, **options):
+    embed = functools.partial(_build(**options).embed, role="query")
+    return jax.jit(embed)(variables, images, resolution=resolution)
+
+
+def test_only_degraded_images_are_restored(batch):
+    variables = _variables(restorer="vdsr")
+    plain = {"params": {k: variables["params"][k] for k in ("backbone", "head")}}
+    plain |= {"batch_stats": variables["batch_stats"]}
+    restored = _embed(variables, batch["lr"], batch["resolution"], restorer="vdsr")
+    untouched = _embed(plain, batch["lr"], batch["resolution"])
+    same = np.abs(restored - untouched).max(axis=1) < 1e-5 * np.abs(untouched).max()
+    np.testing.assert_array_equal(same, batch["scale"] == 1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "smallest", "largest"), [("softmax", 0, np.inf), ("bot", 0, 2)]
+)
+def test_bot_compares_normalised_features_by_their_angle(
+    batch, recipe, smallest, largest
+):
+    method, variables = _build(recipe=recipe), _variables(recipe=recipe)
+    features = _embed(variables, batch["lr"], np.ones(6), recipe=recipe)
+    distances = method.distance(features, features)
+    scaled = method.distance(3 * features, features)
+    assert (np.allclose(distances, scaled, atol=1e-5)) == (recipe == "bot")
+    assert distances.min() >= smallest - 1e-5 and distances.max() <= largest
+
+
+def test_a_stranger_to_the_baseline_is_refused():
+    with pytest.raises(ValueError, match=r"no backbone 'vit'; expected one of resnet,"):
+        _build(backbone="vit")
+    with pytest.raises(ValueError, match=r"OSNet pools by itself"):
+        _build(backbone="osnet", width=0.25, pooling="gem")
