@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from crossres_jax import methods
+from crossres_jax.export import write_export
 from crossres_jax.report import write_report
 from crossres_jax.training.checkpoint import Checkpoints
 from crossres_jax.training.evaluate import compare, embed_images, mean_and_std
@@ -162,6 +163,14 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             **evaluation.results,
         }
         write_json(workdir / "results.json", results)
+        write_export(
+            workdir / "export",
+            variables,
+            config=json.loads(config.to_json()),
+            manifest=data.manifest,
+            num_classes=data.plan.num_classes,
+            results=results,
+        )
         write_report(
             workdir / "report",
             results,
@@ -353,7 +362,10 @@ def summarize(results, workdir):
     if "sr" in results:
         sr = results["sr"]
         print(f"PSNR {sr['psnr']:.2f} dB, bicubic {sr['psnr_bicubic']:.2f} dB")
-    print(f"Results: {workdir / 'results.json'}, {workdir / 'report' / 'index.html'}")
+    print(
+        f"Results: {workdir / 'results.json'}, {workdir / 'report' / 'index.html'}, "
+        f"model: {workdir / 'export'}"
+    )
 
 
 def summarize_splits(results, workdir):

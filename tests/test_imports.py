@@ -34,6 +34,11 @@ ALLOWED = {
         "crossres_jax.ops",
         "crossres_jax.pretrained",
     ),
+    "crossres_jax.export": (
+        "crossres_jax.methods",
+        "crossres_jax.pretrained",
+        "crossres_jax.training.writer",
+    ),
     "crossres_jax.report": (
         "crossres_jax.report",
         "crossres_jax.methods.contract",

@@ -113,10 +113,12 @@ def make_config(cache_dir):
             "kernel": "",
             "val_ids": 0,
             "image_size": (32, 16),
+            "resize": "bicubic",
             "num_ids": 4,
             "num_instances": 3,
             "flip": 0.5,
             "pad": 4,
+            "erase": 0.0,
             "synthetic_lr": "stored",
             "eval_batch_size": 5,
         }

@@ -104,6 +104,32 @@ def test_lr_is_the_degraded_original_where_it_is_degraded(make_config):
         )
 
 
+def test_another_kernel_resizes_what_is_not_degraded(make_config):
+    options = {"flip": 0.0, "pad": 0, "image_size": (48, 24)}
+    (plain,) = batches(open_data(make_config(**options)), num_steps=1)
+    data = open_data(make_config(**options, resize="bilinear"))
+    (batch,) = batches(data, num_steps=1)
+    degraded = batch["scale"] > 1
+    assert degraded.any() and not degraded.all()
+    np.testing.assert_array_equal(batch["lr"][degraded], plain["lr"][degraded])
+    for row in np.flatnonzero(~degraded):
+        pixels = original(data, data.plan.train, batch["index"][row])
+        expected = transforms.fit(pixels, (48, 24), "bilinear")
+        np.testing.assert_array_equal(batch["lr"][row], expected)
+        np.testing.assert_array_equal(batch["hr"][row], expected)
+        assert np.abs(batch["lr"][row] - plain["lr"][row]).max() > 0.01
+
+
+def test_erasing_is_the_same_in_lr_and_hr(make_config):
+    plain = batches(open_data(make_config()))
+    gone = batches(open_data(make_config(erase=1.0)))
+    for before, after in zip(plain, gone, strict=True):
+        lr, hr = ((before[k] != after[k]).any(-1) for k in ("lr", "hr"))
+        assert lr.any((1, 2)).all()
+        # Both are erased where either was, but where a pixel had that very colour.
+        assert (lr != hr).mean() < 0.001
+
+
 def test_lr_and_hr_share_flip_and_crop(make_config):
     plain = batches(open_data(make_config(flip=0.0, pad=0)))
     moved = batches(open_data(make_config(flip=0.5, pad=4)))
@@ -240,6 +266,8 @@ def test_unknown_names_are_refused_with_the_known_ones(make_config):
         open_data(make_config(protocol="mlr_nowhere"))
     with pytest.raises(ValueError, match=r"'stored' or 'all', found 'some'"):
         open_data(make_config(synthetic_lr="some"))
+    with pytest.raises(ValueError, match=r"resize must be one of area, .* 'nearest'"):
+        open_data(make_config(resize="nearest"))
 
 
 def test_missing_archive_is_refused_with_what_to_do(make_config, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from crossres_jax.ops.images import IMAGENET_MEAN
 from input_pipeline import transforms
 
 PILLOW = {
@@ -94,11 +95,12 @@ def test_overshoot_of_bicubic_is_clipped_and_not_wrapped():
     assert fitted.min() == 0 and fitted.max() == 1
 
 
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", [(128, 48), (42, 16), (39, 17), (300, 140)])
-def test_fit_is_pillows_float_bicubic_clipped(shape):
+def test_fit_is_pillows_float_resize_clipped(shape, kernel):
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
-    fitted = transforms.fit(pixels, (96, 48))
-    expected = pillow_resize(pixels, (96, 48), "bicubic").clip(0, 255)
+    fitted = transforms.fit(pixels, (96, 48), kernel)
+    expected = pillow_resize(pixels, (96, 48), kernel).clip(0, 255)
     assert fitted.dtype == tf.float32
     np.testing.assert_allclose(fitted * 255, expected, atol=ATOL)
 
@@ -109,8 +111,8 @@ def test_fit_of_an_image_of_the_input_size_changes_nothing(image):
     )
 
 
-def augmented(images, seed, flip=0.5, pad=10):
-    return transforms.augment(images, seed, flip=flip, pad=pad).numpy()
+def augmented(images, seed, flip=0.5, pad=10, erase=0.0):
+    return transforms.augment(images, seed, flip=flip, pad=pad, erase=erase).numpy()
 
 
 def find_augmentation(original, result, pad):
@@ -176,3 +178,44 @@ def test_border_that_is_shifted_in_is_black(pair):
     results = [augmented(ones, [0, slot], pad=4) for slot in range(10)]
     assert any((result == 0).any() for result in results)
     assert all(set(np.unique(result)) <= {0.0, 1.0} for result in results)
+
+
+def erased(slot, size=(2, 64, 32), erase=1.0):
+    """(N, H, W) bool, where a rectangle was erased from grey pictures."""
+    images = np.full((*size, 3), 0.25, np.float32)
+    result = augmented(images, [0, slot], flip=0.0, pad=0, erase=erase)
+    gone = (result != 0.25).any(axis=-1)
+    np.testing.assert_allclose(
+        result[gone], np.broadcast_to(IMAGENET_MEAN, (gone.sum(), 3))
+    )
+    return gone
+
+
+def test_a_rectangle_is_erased_from_both_images_of_a_pair():
+    areas, ratios, corners = [], [], set()
+    for slot in range(200):
+        one, other = erased(slot)
+        np.testing.assert_array_equal(one, other)
+        rows, columns = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
+        assert one.sum() == len(rows) * len(columns)  # a rectangle, without holes
+        areas.append(one.mean())
+        ratios.append(len(rows) / len(columns))
+        corners.add((rows[0], columns[0]))
+    # Sides are whole pixels, which moves the smallest areas by a few percent.
+    assert 0.015 < min(areas) < 0.05 and 0.35 < max(areas) < 0.42
+    assert 0.2 < min(ratios) < 0.6 and 2.5 < max(ratios) < 4
+    assert len(corners) > 100
+
+
+def test_erasing_happens_as_often_as_it_should():
+    happened = [erased(slot, erase=0.3).any() for slot in range(300)]
+    # 300 coins of 0.3: one standard deviation is 0.026.
+    np.testing.assert_allclose(np.mean(happened), 0.3, atol=0.11)
+    assert not any(erased(slot, erase=0.0).any() for slot in range(10))
+
+
+def test_erasing_leaves_flip_and_crop_as_they_were(pair):
+    for slot in range(10):
+        plain, gone = (augmented(pair, [0, slot], erase=e) for e in (0.0, 1.0))
+        kept = ~np.isclose(gone, IMAGENET_MEAN).all(axis=-1)
+        np.testing.assert_array_equal(plain[kept], gone[kept])

@@ -102,6 +102,43 @@ def test_triplet_gradient_is_finite_where_all_features_are_equal(pids):
     assert np.isfinite(gradient).all()
 
 
+# --- center_loss and update_centers
+
+
+def test_center_loss_of_hand_worked_numbers():
+    features = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+    centers = jnp.array([[0.0, 0.0], [1.0, 1.0], [3.0, 4.0]])
+    loss = losses.center_loss(features, jnp.array([1, 2]), centers)
+    np.testing.assert_allclose(loss, [0.5, 8.0])  # half of 0² + 1², and of 0² + 4²
+    gradient = jax.grad(
+        lambda f, c: losses.center_loss(f, jnp.array([1, 2]), c).sum(), (0, 1)
+    )(features, centers)
+    np.testing.assert_allclose(gradient[0], [[0.0, 1.0], [0.0, -4.0]])
+    np.testing.assert_array_equal(gradient[1], np.zeros((3, 2)))
+
+
+def test_centers_move_by_equation_4_of_wen():
+    features, pids = _random_features(3)
+    centers = np.random.default_rng(4).normal(size=(9, 5)).astype(np.float32)
+    moved = losses.update_centers(features, pids, centers, rate=0.5)
+    expected = centers.copy()
+    for pid in range(9):
+        members = features[pids == pid]
+        difference = (centers[pid] - members).sum(0) / (1 + len(members))
+        expected[pid] -= 0.5 * difference
+    np.testing.assert_allclose(moved, expected, rtol=TOLERANCE, atol=1e-6)
+    np.testing.assert_array_equal(moved[4:], centers[4:])  # not in the batch
+
+
+def test_centers_come_to_rest_in_the_middle_of_their_features():
+    features, pids = _random_features(5)
+    centers = jnp.zeros((4, 5))
+    for _ in range(100):
+        centers = losses.update_centers(features, pids, centers)
+    means = features.reshape(4, 3, 5).mean(axis=1)
+    np.testing.assert_allclose(centers, means, atol=1e-5)
+
+
 # --- mean_absolute_error and feature_alignment
 
 
@@ -124,6 +161,8 @@ def test_feature_alignment_adds_one_mean_per_feature():
     [
         lambda: losses.label_smoothed_cross_entropy(jnp.zeros((2, 3)), jnp.zeros(3)),
         lambda: losses.batch_hard_triplet(jnp.zeros((2, 3)), jnp.zeros(3)),
+        lambda: losses.center_loss(jnp.zeros((2, 3)), jnp.zeros(2, int), jnp.eye(2)),
+        lambda: losses.update_centers(jnp.zeros((2, 3)), jnp.zeros(1), jnp.eye(3)),
         lambda: losses.mean_absolute_error(jnp.zeros((2, 3)), jnp.zeros((2, 1))),
         lambda: losses.feature_alignment([jnp.zeros((2, 3))], []),
         lambda: losses.feature_alignment([], []),
