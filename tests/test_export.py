@@ -1,6 +1,8 @@
 """A model that goes out comes back, bit for bit, without the run it came from."""
 
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,10 @@ def folder(tmp_path, variables):
     write_export(
         tmp_path / "export",
         variables,
-        config={"seed": 0, "method": {"name": "baseline", **OPTIONS}},
+        config={
+            "data": {"image_size": [32, 16]},
+            "method": {"name": "baseline", **OPTIONS},
+        },
         manifest=MANIFEST,
         num_classes=5,
         results={"rank1": 12.5, "step": 7},
@@ -69,6 +74,14 @@ def test_the_card_says_what_the_model_is(folder):
         "identities": 5,
         "images": 10,
     }
+
+
+def test_what_the_docs_show_runs(folder):
+    text = (Path(__file__).parent.parent / "docs" / "runs.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    namespace = {}
+    exec(code.replace("runs/baseline/export", str(folder)), namespace)
+    assert namespace["features"].shape == (2, 128)
 
 
 def test_a_damaged_model_is_refused(folder):

@@ -99,6 +99,12 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
         )
     if not weights:
         raise ValueError("no tensors. Save the state dict with torch.save.")
+    # Views until now: tied weights share a storage, but not again and again.
+    if (claimed := sum(x.nbytes for x in weights.values())) > 4 * len(content):
+        raise ValueError(
+            f"{len(weights)} tensors of {claimed} bytes over the same storages, in a "
+            f"file of {len(content)}. Save each tensor by itself."
+        )
     return {name: _to_float32(array) for name, array in weights.items()}
 
 

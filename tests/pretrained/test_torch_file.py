@@ -299,6 +299,27 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path, write, tree):
         tracemalloc.stop()
 
 
+def test_many_tensors_over_one_storage_take_no_memory(tmp_path):
+    storage = Storage("0", "Float", np.zeros(2**16, np.float32))  # 256 KiB
+    tree = ordered({f"x{n}": tensor(storage, (2**16,)) for n in range(200)})
+    tracemalloc.start()
+    try:
+        message = r"found 200 tensors of 52428800 bytes over the same storages"
+        with pytest.raises(ValueError, match=message):
+            _load(tmp_path, tree, [storage])
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def test_tied_weights_are_read_twice(tmp_path):
+    storage = Storage("0", "Float", np.arange(2**10, dtype=np.float32))
+    tree = ordered({name: tensor(storage, (2**10,)) for name in ("in", "out")})
+    weights = _load(tmp_path, tree, [storage])
+    np.testing.assert_array_equal(weights["in"], weights["out"])
+    assert not np.shares_memory(weights["in"], weights["out"])
+
+
 def test_a_legacy_storage_that_claims_beyond_the_file_takes_no_memory(tmp_path):
     write_legacy(tmp_path / "a.pth", pickled({"w": TENSOR}), (STORAGE,))
     content = (tmp_path / "a.pth").read_bytes()
