@@ -100,9 +100,13 @@ def main():
     if arguments.plot:
         line_chart(
             arguments.plot,
-            {c: [results[scale][c]["rank1"] for scale in SCALES] for c in cameras},
+            {
+                f"{label}, {c}": [results[scale][c][score] for scale in SCALES]
+                for label, score in (("Rank-1", "rank1"), ("mAP", "mAP"))
+                for c in ("camera 3", "all")
+            },
             ticks=[f"×{scale}" for scale in SCALES],
-            title="OSNet x0.25, Market-1501: Rank-1 of down-sampled queries",
+            title="OSNet x0.25, Market-1501: down-sampled queries",
             unit="%",
         )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 520, 320  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 56, 130, 34, 44  # margins; the legend stands on the right
+LEFT, RIGHT, TOP, BOTTOM = 56, 150, 48, 36  # margins; the legend stands on the right
 COLOURS = ("#0b5fa5", "#d1495b", "#2a9d4a", "#e09f3e", "#6a4c93", "#118ab2", "#555555")
 
 
@@ -43,7 +43,7 @@ def line_chart(
         f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         text(WIDTH / 2, 18, title, size=14),
-        text(LEFT - 8, TOP - 4, unit, "end"),
+        text(LEFT - 8, TOP - 14, unit, "end"),
     ]
     for value in range(0, top + 1, 10 if top <= 60 else 20):
         (x, y), (end, _) = at(0, value), at(len(ticks) - 1, value)

@@ -56,10 +56,11 @@ def get_config(arg: str = "") -> ConfigDict:
         method.learning_rate = 3e-4  # not given; weights of ImageNet want less
     if protocol:
         config.data.protocol = protocol
-        config.data.image_size = (256, 128)  # OSNet sec. 4.1, BoT sec. 3.1
-        config.data.num_ids = 16  # BoT sec. 3.1; 64 images, OSNet sec. 4.1
-        config.data.num_instances = 4  # BoT sec. 3.1
-        config.data.pad = 10  # BoT sec. 3.1
+        config.data.image_size = (256, 128)  # OSNet sec. 4.1, BoT sec. 2
+        config.data.num_ids = 16  # BoT sec. 2; 64 images as in OSNet sec. 4.1
+        config.data.num_instances = 4  # BoT sec. 2
+        config.data.pad = 10  # BoT sec. 2
+        config.data.erase = 0.5  # BoT sec. 3.2; OSNet sec. 4.1 gives no probability
     if protocol == "mlr_viper":
         config.data.num_ids = 32  # of whom two images each exist
         config.data.num_instances = 2
@@ -67,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
         # Not given; with it the published weights have their published scores.
         config.data.resize = "bilinear"
     if "bot" in options:
-        _bot(config)
+        _bot(method)
     if "gem" in options:
         method.pooling = "gem"
     if options & {"vdsr", "vdsr_ca"}:
@@ -103,7 +104,7 @@ def _softmax() -> ConfigDict:
     method.vdsr_squeeze = 0
     # Losses.
     method.label_smoothing = 0.1
-    method.margin = 0.3  # BoT sec. 3.1
+    method.margin = 0.3  # BoT sec. 2
     method.lambda_center = 5e-4  # BoT sec. 3.6
     # Training.
     method.epochs = 140
@@ -121,17 +122,15 @@ def _softmax() -> ConfigDict:
     return method
 
 
-def _bot(config: ConfigDict) -> None:
+def _bot(method: ConfigDict) -> None:
     """Luo et al., arXiv:1903.07071."""
-    config.data.erase = 0.5  # sec. 3.2
-    method = config.method
     method.recipe = "bot"
     method.last_stride = 1  # sec. 3.4
-    method.epochs = 120  # sec. 3.1
+    method.epochs = 120  # sec. 2
     method.epochs_head = 0
-    method.learning_rate = 3.5e-4  # sec. 3.1
+    method.learning_rate = 3.5e-4  # sec. 2
     method.algorithm = "adam"
-    method.milestones = (40, 70)  # sec. 3.1
+    method.milestones = (40, 70)  # sec. 2
     method.warmup_epochs = 10  # sec. 3.1
     method.warmup_learning_rate = 3.5e-5  # sec. 3.1
 
@@ -140,6 +139,7 @@ def _narrow(config: ConfigDict) -> None:
     """A network and a training that two CPU cores manage within minutes; all ours."""
     config.data.num_ids = 8
     config.data.num_instances = 3
+    config.data.erase = 0.0  # as in the demos of the papers
     method = config.method
     if method.backbone == "resnet":
         method.width = 16.0

@@ -47,7 +47,8 @@ def make_optimizer(
     """The algorithm with coupled weight decay, one schedule per component.
 
     As PyTorch's: the decay is added to the gradient of every parameter before the
-    momentum or the moments, and the learning rate multiplies the result.
+    momentum or the moments, and the learning rate multiplies the result. (AMSGrad keeps
+    the largest second moment after the correction of its bias, PyTorch before it.)
 
     Args:
       spec: algorithm, rates, weight decay, and the schedule in epochs.

@@ -62,13 +62,14 @@ def test_an_unknown_algorithm_or_warm_up_is_refused(field, value):
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "amsgrad"])
-def test_adam_equals_pytorchs_rule(algorithm):
+def test_adam_with_coupled_decay_equals_a_slow_loop(algorithm):
     spec = _optimizer(algorithm=algorithm, weight_decay=0.1, milestones=())
     optimizer = make_optimizer(spec, steps_per_epoch=1)
     params = {"l": {"w": jnp.array([1.0, -2.0])}, "restorer": {"w": jnp.array([3.0])}}
     opt_state = optimizer.init(params)
 
-    # torch.optim.Adam: g += wd · p; moments of g; p −= lr · m̂ / (√v̂ + ε)
+    # torch.optim.Adam: g += wd · p; moments of g; p −= lr · m̂ / (√v̂ + ε). AMSGrad
+    # takes the largest v̂ so far; PyTorch takes the largest v and corrects it then.
     expected = jax.tree.map(np.array, params)
     m, v, top = (jax.tree.map(np.zeros_like, expected) for _ in range(3))
     for step in range(1, 5):
