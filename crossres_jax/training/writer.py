@@ -79,7 +79,7 @@ class Progress:
             speed = f"{rate * self._per_step:.0f} {self._unit}/s, {eta} left"
         else:
             speed = "…"
-        line = f"{self._title}  {done}/{self._total}  {speed}  {note}"
+        line = f"{self._title}  {done}/{self._total}  {speed}  {note}".rstrip()
         if self._interactive:
             sys.stderr.write("\r\x1b[K" + line + ("\n" if last else ""))
         else:
