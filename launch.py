@@ -16,8 +16,10 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
+from configs import common
 from crossres_jax import methods
 from crossres_jax.export import write_export
 from crossres_jax.report import write_report
@@ -66,6 +68,7 @@ AT_LEAST = {
 
 def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) -> dict:
     """Trains what is left to train, evaluates, and returns `results.json`."""
+    check_fields(config, workdir)
     check_values(config)
     mesh = make_mesh()
     if mode == "train":
@@ -77,7 +80,10 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
     data = pipeline.open_data(config.data)
     method_options = config.method.to_dict()
     name = method_options.pop("name")
-    method = methods.load(name)(data.plan.num_classes, **method_options)
+    try:
+        method = methods.load(name)(data.plan.num_classes, **method_options)
+    except TypeError as error:
+        raise ValueError(f"config.method does not fit {name}: {error}.") from error
 
     def batches(phase, start_step, num_steps, rollbacks):
         # By the phase's name: an ablation without phase h still sees l's batches.
@@ -125,17 +131,18 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         locked(workdir),
         Checkpoints(workdir / "checkpoints", keep=keep) as checkpoints,
     ):
-        begin(workdir, json.loads(config.to_json()), data.manifest, source, weights)
+        stored = json.loads(config.to_json())
+        weights = begin(workdir, stored, data.manifest, source, weights)
         announce(config, data, mesh, workdir)
         phases = method.phases
         total = sum(phase.epochs for phase in phases) * data.steps_per_epoch
-        if mode == "evaluate" and (done := checkpoints.latest_step() or 0) != total:
-            if done or not config.init.backbone:
-                raise ValueError(
-                    f"--mode=evaluate needs a finished run of {total} steps in "
-                    f"{workdir}, found {done} steps. Train it first, without --mode."
-                )
+        if mode == "evaluate" and config.init.backbone and not has_trained(workdir):
             phases = ()  # the imported weights as they are
+        elif mode == "evaluate" and (done := checkpoints.latest_step() or 0) != total:
+            raise ValueError(
+                f"--mode=evaluate needs a finished run of {total} steps in {workdir}, "
+                f"found {done} steps. Train it first, without --mode."
+            )
         variables, step = train(
             dataclasses.replace(method, phases=phases),
             batches=batches,
@@ -166,7 +173,8 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         write_export(
             workdir / "export",
             variables,
-            config=json.loads(config.to_json()),
+            config=stored,
+            weights=weights,
             manifest=data.manifest,
             num_classes=data.plan.num_classes,
             results=results,
@@ -181,6 +189,12 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         )
     summarize(results, workdir)
     return results
+
+
+def has_trained(workdir: Path) -> bool:
+    """Whether training has begun in the folder, whatever has become of it."""
+    checkpoints = workdir / "checkpoints"
+    return (workdir / "metrics.jsonl").exists() or any(checkpoints.iterdir())
 
 
 def read_start(path: str, method, shapes, begun: bool):
@@ -296,6 +310,17 @@ def watched(
         yield batch
 
 
+def check_fields(config, workdir):
+    """Raises ValueError if a config lacks fields: that of a run of an older version."""
+    expected = flatten_dict(common.get_config().to_dict(), sep=".")
+    if missing := sorted({*expected} - {*flatten_dict(config.to_dict(), sep=".")}):
+        raise ValueError(
+            f"the config lacks {', '.join(missing)}. If {workdir} holds a run of an "
+            "older version, go on with that one (its config.json names it), or choose "
+            "another --workdir."
+        )
+
+
 def check_values(config):
     """Raises ValueError for numbers that would only fail, or mislead, much later."""
     for path, least in AT_LEAST.items():
@@ -304,11 +329,12 @@ def check_values(config):
             value = value[key]
         if value < least:
             raise ValueError(f"config.{path} must be at least {least}, found {value}.")
-    if not 0 <= config.data.flip <= 1:
-        raise ValueError(
-            "config.data.flip is a probability and must be from 0 to 1, found "
-            f"{config.data.flip}."
-        )
+    for name in ("flip", "erase"):
+        if not 0 <= config.data[name] <= 1:
+            raise ValueError(
+                f"config.data.{name} is a probability and must be from 0 to 1, found "
+                f"{config.data[name]}."
+            )
     if config.evaluation.ap not in ("step", "trapezoid"):
         raise ValueError(
             "config.evaluation.ap must be 'step' or 'trapezoid', found "

@@ -34,12 +34,11 @@ def read(pattern):
 def table(rows):
     """{name: results of its runs} → a Markdown table."""
     manifests = {
-        name: sorted(run["manifest_sha256"] for run in runs)
-        for name, runs in rows.items()
+        name: {run["manifest_sha256"] for run in runs} for name, runs in rows.items()
     }
     first, *others = manifests
     for name in others:
-        if set(manifests[name]) != set(manifests[first]):
+        if manifests[name] != manifests[first]:
             raise ValueError(
                 f"expected the same protocol and splits in all rows, found other "
                 f"manifests in {name!r} than in {first!r}."

@@ -5,9 +5,9 @@
         --plot=docs/degraded_queries.svg
 
 OSNet x0.25 as published for Market-1501, on the official evaluation with single
-queries, but the queries of one camera are down-sampled by 2, 3 and 4 (antialiased
-bicubic, rounded to 8 bits) and brought back to the input size by bicubic interpolation;
-the gallery stays as it is. About four minutes on two cores.
+queries, but the queries are down-sampled by 2, 3 and 4 (antialiased bicubic, rounded
+to 8 bits) and brought back to the input size by bicubic interpolation; the gallery
+stays as it is. A column has the queries of one camera. About four minutes on two cores.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main():
     example = next(pipeline.eval_batches(data, "query"))
     shapes = jax.eval_shape(method.init, jax.random.key(0), example)
     weights, _ = read_weights(arguments.weights)
-    # The head, which an embedding does not need, stays a shape.
+    # An embedding does not need the head.
     variables = import_backbone(jax.tree.map(zeros, shapes), weights, method)
 
     results = measure(data, method, variables)

@@ -72,6 +72,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if "gem" in options:
         method.pooling = "gem"
     if options & {"vdsr", "vdsr_ca"}:
+        if protocol == "market1501":
+            raise ValueError("market1501 has no low resolution that VDSR could restore")
         method.restorer = "vdsr"
         method.vdsr_squeeze = 4 if "vdsr_ca" in options else 0  # PS-HRNet sec. IV-C
         method.epochs_restorer = 60  # not given

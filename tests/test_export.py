@@ -38,6 +38,7 @@ def folder(tmp_path, variables):
             "data": {"image_size": [32, 16]},
             "method": {"name": "baseline", **OPTIONS},
         },
+        weights="cd34",
         manifest=MANIFEST,
         num_classes=5,
         results={"rank1": 12.5, "step": 7},
@@ -69,11 +70,46 @@ def test_the_card_says_what_the_model_is(folder):
     assert card["config"]["method"]["name"] == "baseline"
     assert card["protocol"]["split"] == 3 and card["manifest_sha256"] == "ab12"
     assert card["scores"] == {"rank1": 12.5, "step": 7}
+    assert card["started_from_sha256"] == "cd34"
     assert card["training_data"] == {
         "dataset": "viper/1.0.0",
         "identities": 5,
         "images": 10,
     }
+
+
+def test_a_model_that_was_not_trained_claims_no_training_data(tmp_path, variables):
+    write_export(
+        tmp_path,
+        variables,
+        config={"method": {"name": "baseline"}},
+        weights="cd34",
+        manifest=MANIFEST,
+        num_classes=5,
+        results={"step": 0},
+    )
+    assert json.loads((tmp_path / "card.json").read_text())["training_data"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("num_classes",), 6, r"does not fit card\.json: .*classifier/kernel"),
+        (("config", "method", "recipe"), "softmax", r"batch_stats/head/neck/bn/mean"),
+        (("config", "method", "recipe"), "best", "card.json is no card of a model: .*"),
+        (("config", "method", "depth"), 9, "unexpected keyword argument 'depth'"),
+    ],
+)
+def test_a_card_of_another_model_is_refused(folder, path, value, message):
+    card = json.loads((folder / "card.json").read_text())
+    *parents, last = path
+    place = card
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=message):
+        read_export(folder)
 
 
 def test_what_the_docs_show_runs(folder):

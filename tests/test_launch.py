@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from launch import check_values
+from crossres_jax.export import read_export
+from crossres_jax.pretrained import read_safetensors
+from launch import check_fields, check_values
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,6 +97,11 @@ def test_a_run_writes_what_the_docs_promise(finished, folder):
     assert steps[-1]["step"] == results["step"]
     assert (run / "report" / "index.html").exists()
     assert (run / "report" / "ranked.png").exists()
+    card = json.loads((run / "export" / "card.json").read_text())
+    assert card["scores"] == results and card["config"] == config["config"]
+    assert card["training_data"]["images"] == manifest["counts"]["train"]["images"]
+    arrays, _ = read_safetensors(run / "export" / "model.safetensors")
+    assert "params/net/conv0/kernel" in arrays
 
 
 def test_a_second_start_resumes_from_the_workdir_alone(finished, launch, folder):
@@ -147,6 +155,7 @@ def test_bad_input_ends_in_one_message(launch, config, folder, arguments, messag
         ("seed", -1),
         ("data.split", -1),
         ("data.flip", 1.5),
+        ("data.erase", 50.0),
         ("data.eval_batch_size", 0),
         ("train.checkpoint_every_steps", 0),
         ("evaluation.num_draws", 0),
@@ -161,6 +170,26 @@ def test_values_that_would_only_mislead_are_refused(path, value):
         ValueError, match=rf"config\.{path} .*must be .* found .*{value}"
     ):
         check_values(config)
+
+
+def test_a_run_of_an_older_version_is_told_so(tmp_path):
+    config = common.get_config()
+    check_fields(config, tmp_path)
+    del config.data["resize"], config["init"]
+    message = r"lacks data\.resize, init\.backbone\. .*config\.json names it"
+    with pytest.raises(ValueError, match=message):
+        check_fields(config, tmp_path)
+
+
+def test_an_option_that_the_method_does_not_know_is_named(launch, config, folder):
+    text = (folder / "pixel_net.py").read_text()
+    (folder / "deep_net.py").write_text(text.replace('"width"', '"depth"'))
+    flags = (config[0].replace("pixel_net", "deep_net"), *config[1:])
+    process = launch(*flags, "--workdir=deep")
+    assert process.returncode != 0
+    assert "config.method does not fit sixth.pixel_net: " in process.stderr
+    assert "unexpected keyword argument 'depth'" in process.stderr
+    assert not (folder / "deep").exists()
 
 
 def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
@@ -320,6 +349,8 @@ def test_weights_of_a_file_are_evaluated_without_a_run(launch, baseline, folder)
     content = weights.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     assert json.loads((workdir / "config.json").read_text())["weights"] == digest
+    card = read_export(workdir / "export").card
+    assert card["started_from_sha256"] == digest and card["training_data"] is None
 
     # The folder belongs to this file.
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -335,9 +366,20 @@ def test_weights_of_a_file_are_evaluated_without_a_run(launch, baseline, folder)
     assert trained["phase"] == "identity" and trained["step"] > 0
     weights.unlink()
     process = launch("--workdir=imported", "--mode=evaluate")
-    weights.write_bytes(content)
     assert process.returncode == 0, process.stderr
     assert json.loads((workdir / "results.json").read_text()) == trained
+    exported = (workdir / "export" / "model.safetensors").read_bytes()
+
+    # Without its checkpoints it is not mistaken for one that was never trained.
+    for checkpoint in (workdir / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    process = launch("--workdir=imported", "--mode=evaluate")
+    assert process.returncode != 0 and "found 0 steps" in process.stderr
+    assert json.loads((workdir / "results.json").read_text()) == trained
+    assert (workdir / "export" / "model.safetensors").read_bytes() == exported
+    process = launch("--workdir=imported")
+    assert "no such file, and no checkpoint to go on from" in process.stderr
+    weights.write_bytes(content)
 
 
 @pytest.mark.parametrize(

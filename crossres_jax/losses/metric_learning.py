@@ -12,6 +12,7 @@ def batch_hard_triplet(
     pids: jax.Array | np.ndarray,
     *,
     margin: float = 0.3,
+    valid: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
     """Triplet loss with the hardest positive and the hardest negative of the batch.
 
@@ -24,10 +25,12 @@ def batch_hard_triplet(
       features: (B, D) float, not normalised; Euclidean distance is used.
       pids: (B,) int identity labels.
       margin: m, in units of distance (PS-HRNet: 0.1; its released code: 0.3).
+      valid: (B,) bool; rows where it is False are neither anchors nor positives nor
+        negatives. None counts all.
 
     Returns:
       (B,) float32, one loss per anchor; zero where an anchor has no positive beside
-      itself or no negative.
+      itself or no negative, or is not valid.
 
     Raises:
       ValueError: if the leading sizes differ.
@@ -38,11 +41,14 @@ def batch_hard_triplet(
             f"{features.shape} and {pids.shape}"
         )
     distances = euclidean_distances(features, features)  # (B, B)
+    valid = jnp.full(len(pids), True) if valid is None else valid
+    compared = valid[:, None] & valid[None, :]
     same = pids[:, None] == pids[None, :]
-    positive = same & ~jnp.eye(len(pids), dtype=bool)
+    positive = compared & same & ~jnp.eye(len(pids), dtype=bool)
+    negative = compared & ~same
     hardest_positive = jnp.where(positive, distances, -jnp.inf).max(axis=1)
-    hardest_negative = jnp.where(same, jnp.inf, distances).min(axis=1)
-    has_both = positive.any(axis=1) & (~same).any(axis=1)
+    hardest_negative = jnp.where(negative, distances, jnp.inf).min(axis=1)
+    has_both = positive.any(axis=1) & negative.any(axis=1)
     difference = jnp.where(has_both, hardest_positive - hardest_negative, -jnp.inf)
     return jnp.maximum(margin + difference, 0.0)
 
@@ -86,7 +92,7 @@ def update_centers(
 
     Args:
       features: (B, D) float; they get no gradient.
-      pids: (B,) int in [0, M).
+      pids: (B,) int in [0, M); a row with a number outside moves nothing.
       centers: (M, D) float32.
       rate: α.
 

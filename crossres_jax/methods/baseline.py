@@ -115,11 +115,12 @@ def build(
     Args:
       num_classes: number of training identities.
       recipe: "softmax" or "bot", see above.
-      trains_on: "lr", the images as the MLR set stores them, or "hr", their originals
-        where there are any, as a network that knows nothing of low resolution.
+      trains_on: "lr", the images as the MLR set stores them, or "hr", their originals,
+        as a network that knows nothing of low resolution. Images without an original
+        then enter no loss, and of the statistics only the batch normalisation's.
       backbone: "resnet", "osnet" or "hrnet" (HRNet-W32-C).
-      width: of the backbone, see `ResNet`, `OSNet` and `HRNet`, whose widths are 64, 1
-        and 32 at full size.
+      width: of the backbone: channels of ResNet's stem (64 at full size), the factor of
+        OSNet's (1), channels of HRNet's highest branch and planes of its head (32).
       num_blocks, last_stride: of ResNet.
       pooling: of the map of ResNet or HRNet; OSNet pools by itself.
       restorer: "none", or "vdsr": VDSR, or VDSR-CA if `vdsr_squeeze` is not 0.
@@ -143,7 +144,8 @@ def build(
 
     Raises:
       ValueError: if one of the named choices is unknown, or if OSNet is to be pooled by
-        a generalised mean.
+        a generalised mean, a width does not belong to its backbone, or a restorer is
+        not to be trained before a backbone that is.
     """
     for option, value, known in (
         ("recipe", recipe, ("softmax", "bot")),
@@ -160,13 +162,24 @@ def build(
             )
     if backbone == "osnet" and pooling == "gem":
         raise ValueError("OSNet pools by itself: expected pooling 'average'.")
+    if backbone == "osnet" and not 0 < width <= 4:
+        raise ValueError(
+            f"expected OSNet's width as a factor, 0.25 or 1, found {width}."
+        )
+    if backbone != "osnet" and (width < 1 or width != int(width)):
+        raise ValueError(f"expected {backbone}'s width in channels, found {width}.")
+    if restorer != "none" and epochs and not epochs_restorer:
+        raise ValueError(
+            "a restorer that is not trained makes images worse: expected "
+            "epochs_restorer of at least 1, found 0."
+        )
 
     dtype = jnp.dtype(dtype)
     bot, restores = recipe == "bot", restorer == "vdsr"
     net = {
         "resnet": lambda: ResNet(int(width), tuple(num_blocks), last_stride, dtype),
         "osnet": lambda: OSNet(width, dtype=dtype),
-        "hrnet": lambda: HRNetC(HRNet(int(width), dtype=dtype), dtype=dtype),
+        "hrnet": lambda: HRNetC(HRNet(int(width), dtype=dtype), int(width), dtype),
     }[backbone]()
     head = Head(num_classes, gem=pooling == "gem", neck=bot)
     vdsr = VDSR(vdsr_channels, vdsr_depth, vdsr_squeeze, dtype=dtype)
@@ -239,25 +252,29 @@ def build(
         del rng
         labels = batch["label"]
         if trains_on == "hr":
-            images, counts = normalize(batch["hr"]), batch["has_hr"]
+            images, valid = normalize(batch["hr"]), batch["has_hr"]
         else:
             images = sharpen(params, normalize(batch["lr"]), batch["resolution"])
-            counts = jnp.full(len(labels), True)
+            valid = jnp.full(len(labels), True)
         outputs, batch_stats = represent(params, batch_stats, images, train=train)
 
         loss = label_smoothed_cross_entropy(
             outputs.logits, labels, epsilon=label_smoothing
         )
-        scalars = {"accuracy": (outputs.logits.argmax(axis=-1) == labels).mean()}
+        correct = outputs.logits.argmax(axis=-1) == labels
+        scalars = {"accuracy": _masked_mean(correct, valid)}
         if bot:
-            triplet = batch_hard_triplet(outputs.features, labels, margin=margin)
-            centers = batch_stats["centers"]["features"]
-            center = center_loss(outputs.features, labels, centers)
+            features, centers = outputs.features, batch_stats["centers"]["features"]
+            triplet = batch_hard_triplet(features, labels, margin=margin, valid=valid)
+            center = center_loss(features, labels, centers)
             loss += triplet + lambda_center * center
-            centers = update_centers(outputs.features, labels, centers)
-            batch_stats = {**batch_stats, "centers": {"features": centers}}
-            scalars |= {"loss_triplet": triplet.mean(), "loss_center": center.mean()}
-        return LossOutput(_masked_mean(loss, counts), batch_stats, scalars)
+            scalars |= {
+                "loss_triplet": _masked_mean(triplet, valid),
+                "loss_center": _masked_mean(center, valid),
+            }
+            moved = update_centers(features, jnp.where(valid, labels, -1), centers)
+            batch_stats = {**batch_stats, "centers": {"features": moved}}
+        return LossOutput(_masked_mean(loss, valid), batch_stats, scalars)
 
     def embed(variables, images, *, role, resolution):
         """The feature, behind the neck if there is one, of both sides alike."""

@@ -134,6 +134,7 @@ def identity_loss(
     lambda_ce: float = 1.15,
     lambda_bh: float = 0.2,
     margin: float = 0.1,
+    valid: jax.Array | None = None,
 ) -> jax.Array:
     """L_ID = λ_CE L_CE + λ_BH L_BH, Eq. (10).
 
@@ -145,6 +146,7 @@ def identity_loss(
       lambda_ce: λ_CE.
       lambda_bh: λ_BH.
       margin: m of Eq. (7), in units of distance.
+      valid: (B,) bool; rows where it is False are no part of a triplet.
 
     Returns:
       (B,) float32.
@@ -153,7 +155,10 @@ def identity_loss(
       ValueError: if the shapes do not fit.
     """
     cross_entropy = label_smoothed_cross_entropy(outputs.logits, labels)
-    triplet = sum(batch_hard_triplet(s, labels, margin=margin) for s in outputs.seqs)
+    triplet = sum(
+        batch_hard_triplet(seq, labels, margin=margin, valid=valid)
+        for seq in outputs.seqs
+    )
     return lambda_ce * cross_entropy + lambda_bh * triplet
 
 
@@ -364,7 +369,8 @@ def build(
         outputs, batch_stats = reid_train(
             "h", params, batch_stats, normalize(batch["hr"]), rng
         )
-        loss = _masked_mean(id_loss(outputs, batch["label"]), batch["has_hr"])
+        loss = id_loss(outputs, batch["label"], valid=batch["has_hr"])
+        loss = _masked_mean(loss, batch["has_hr"])
         scalars = {"accuracy": _accuracy(outputs.logits, batch["label"])}
         return LossOutput(loss, batch_stats, scalars)
 

@@ -47,8 +47,7 @@ def make_optimizer(
     """The algorithm with coupled weight decay, one schedule per component.
 
     As PyTorch's: the decay is added to the gradient of every parameter before the
-    momentum or the moments, and the learning rate multiplies the result. (AMSGrad keeps
-    the largest second moment after the correction of its bias, PyTorch before it.)
+    momentum or the moments, and the learning rate multiplies the result.
 
     Args:
       spec: algorithm, rates, weight decay, and the schedule in epochs.
@@ -80,7 +79,7 @@ def make_optimizer(
     algorithm = {
         "sgd": optax.trace(spec.momentum, nesterov=spec.nesterov),
         "adam": optax.scale_by_adam(),
-        "amsgrad": optax.scale_by_amsgrad(),
+        "amsgrad": _scale_by_amsgrad(),
     }[spec.algorithm]
     return optax.chain(
         optax.add_decayed_weights(spec.weight_decay),
@@ -88,4 +87,16 @@ def make_optimizer(
         optax.partition(
             rates, lambda params: jax.tree_util.tree_map_with_path(pattern_of, params)
         ),
+    )
+
+
+def _scale_by_amsgrad() -> optax.GradientTransformation:
+    """As PyTorch: the largest second moment, whose bias is corrected afterwards.
+
+    With the bias corrected before, the first steps' gradients would count in full for
+    the rest of the training.
+    """
+    return optax.chain(
+        optax.scale_by_amsgrad(b2=0.999, bias_correction_nu=False),
+        optax.scale_by_schedule(lambda step: jnp.sqrt(1 - 0.999 ** (step + 1))),
     )

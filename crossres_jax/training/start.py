@@ -31,7 +31,7 @@ def import_backbone(
         raise ValueError("the method has no backbone that weights could be read into.")
     imported = {kind: dict(components) for kind, components in variables.items()}
     for name in method.backbone.components:
-        component = {kind: tree[name] for kind, tree in variables.items()}
+        component = {kind: x[name] for kind, x in variables.items() if name in x}
         merged = merge(
             component, weights, method.backbone.table, skip=method.backbone.skip
         )

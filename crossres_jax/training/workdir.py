@@ -112,7 +112,7 @@ def begin(
     manifest: dict,
     source: Path,
     weights: str | None = None,
-) -> None:
+) -> str | None:
     """Writes what a run is, after a check that the folder is not another run's.
 
     Args:
@@ -123,6 +123,9 @@ def begin(
       source: a folder of the checkout that runs.
       weights: SHA-256 of the file that the run starts from, goes into `config.json`;
         None if there is none, or it is not there any more.
+
+    Returns:
+      SHA-256 of the file that the run started from, if it did.
 
     Raises:
       ValueError: if the folder was begun under another config or manifest, or from
@@ -153,6 +156,7 @@ def begin(
     started = {"weights": weights} if weights else {}
     write_json(run, {"config": config, **started, "versions": versions})
     write_json(protocol, manifest)
+    return weights
 
 
 def differing(stored, wanted, path="config") -> Iterator[str]:

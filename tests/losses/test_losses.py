@@ -87,6 +87,15 @@ def test_batch_hard_triplet_equals_a_slow_loop(seed, margin):
     np.testing.assert_allclose(loss, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_rows_that_are_not_valid_are_in_no_triplet():
+    features, pids = _random_features(7)
+    valid = np.array([1, 1, 0] * 4, bool)
+    loss = losses.batch_hard_triplet(features, pids, valid=valid)
+    expected = losses.batch_hard_triplet(features[valid], pids[valid])
+    np.testing.assert_allclose(loss[valid], expected, rtol=TOLERANCE)
+    np.testing.assert_array_equal(loss[~valid], 0.0)
+
+
 def test_anchor_without_positive_or_negative_has_no_loss():
     features = jnp.array([[0.0], [1.0], [2.0]])
     loss = losses.batch_hard_triplet

@@ -90,7 +90,12 @@ def _changed(before, after):
             2048,
         ),
         (
-            {"backbone": "osnet", "width": 0.25, "restorer": "vdsr"},
+            {
+                "backbone": "osnet",
+                "width": 0.25,
+                "restorer": "vdsr",
+                "epochs_restorer": 1,
+            },
             {"backbone": 587_127 - 751 * 513, "head": 751 * 513, "restorer": 667_008},
             512,
         ),
@@ -169,8 +174,26 @@ def test_training_on_hr_never_sees_low_resolution(batch):
     assert stored(variables, batch | {"hr": 0 * batch["hr"]})[1].loss == (
         stored(variables, batch)[1].loss
     )
-    # Images without an original count for nothing.
-    assert run(variables, batch | {"has_hr": np.zeros(6, bool)})[1].loss == 0
+
+
+def test_images_without_an_original_enter_no_loss_of_hr(batch):
+    # Judged by the head alone: the backbone's batch normalisation sees all images.
+    options = {"trains_on": "hr", "recipe": "bot"}
+    run, variables = _loss("head", **options), _variables(recipe="bot")
+    hidden = batch | {"has_hr": np.array([1, 1, 1, 1, 1, 0], bool)}
+    other = hidden | {
+        "hr": np.where(np.arange(6) == 5, 0, 1)[:, None, None, None] * batch["hr"]
+    }
+    (_, one), (_, two) = run(variables, hidden), run(variables, other)
+    for name in ("loss_triplet", "loss_center"):
+        assert one.scalars[name] == two.scalars[name] != 0
+    np.testing.assert_array_equal(
+        one.batch_stats["centers"]["features"], two.batch_stats["centers"]["features"]
+    )
+    _, whole = run(variables, batch)
+    assert whole.scalars["loss_triplet"] != one.scalars["loss_triplet"]
+    nothing = batch | {"has_hr": np.zeros(6, bool)}
+    assert run(variables, nothing)[1].loss == 0
 
 
 def test_bot_adds_triplet_and_center_loss(batch):
@@ -226,3 +249,9 @@ def test_a_stranger_to_the_baseline_is_refused():
         _build(backbone="vit")
     with pytest.raises(ValueError, match=r"OSNet pools by itself"):
         _build(backbone="osnet", width=0.25, pooling="gem")
+    with pytest.raises(ValueError, match=r"OSNet's width as a factor, .* found 64"):
+        _build(backbone="osnet", width=64)
+    with pytest.raises(ValueError, match=r"resnet's width in channels, found 0.25"):
+        _build(width=0.25)
+    with pytest.raises(ValueError, match=r"expected epochs_restorer of at least 1"):
+        _build(restorer="vdsr", epochs_restorer=0)

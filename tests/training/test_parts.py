@@ -62,33 +62,33 @@ def test_an_unknown_algorithm_or_warm_up_is_refused(field, value):
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "amsgrad"])
-def test_adam_with_coupled_decay_equals_a_slow_loop(algorithm):
+def test_adam_equals_pytorchs_rule(algorithm):
     spec = _optimizer(algorithm=algorithm, weight_decay=0.1, milestones=())
     optimizer = make_optimizer(spec, steps_per_epoch=1)
     params = {"l": {"w": jnp.array([1.0, -2.0])}, "restorer": {"w": jnp.array([3.0])}}
     opt_state = optimizer.init(params)
 
-    # torch.optim.Adam: g += wd · p; moments of g; p −= lr · m̂ / (√v̂ + ε). AMSGrad
-    # takes the largest v̂ so far; PyTorch takes the largest v and corrects it then.
+    # torch.optim.Adam: g += wd · p; moments of g; p −= lr · m̂ / (√v̂ + ε); AMSGrad
+    # takes the largest v so far, before its bias is corrected.
     expected = jax.tree.map(np.array, params)
     m, v, top = (jax.tree.map(np.zeros_like, expected) for _ in range(3))
-    for step in range(1, 5):
-        # The gradient falls, so that the largest second moment is not the last one.
-        gradients = jax.tree.map(lambda p, s=step: jnp.cos(p) / s**3, params)
+    for step in range(1, 9):
+        # The gradient soon vanishes, and the largest second moment is not the last one.
+        gradients = jax.tree.map(lambda p, s=step: jnp.cos(p) * (s < 4) * 9, params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = jax.tree.map(lambda p, u: p + u, params, updates)
         for name, rate in (("l", 0.1), ("restorer", 0.01)):
             p = expected[name]["w"]
-            g = np.cos(p) / step**3 + 0.1 * p
+            g = np.cos(p) * (step < 4) * 9 + 0.1 * p
             m[name]["w"] = 0.9 * m[name]["w"] + 0.1 * g
             v[name]["w"] = 0.999 * v[name]["w"] + 0.001 * g**2
-            second = v[name]["w"] / (1 - 0.999**step)
-            top[name]["w"] = np.maximum(top[name]["w"], second)
-            if algorithm == "amsgrad":
-                second = top[name]["w"]
+            top[name]["w"] = np.maximum(top[name]["w"], v[name]["w"])
+            second = (top if algorithm == "amsgrad" else v)[name]["w"]
+            second = second / (1 - 0.999**step)
             p -= rate * m[name]["w"] / (1 - 0.9**step) / (np.sqrt(second) + 1e-8)
+    # Float32 over eight steps.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), params, expected
     )
 
 
