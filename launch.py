@@ -193,8 +193,8 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
 
 def has_trained(workdir: Path) -> bool:
     """Whether training has begun in the folder, whatever has become of it."""
-    checkpoints = workdir / "checkpoints"
-    return (workdir / "metrics.jsonl").exists() or any(checkpoints.iterdir())
+    checkpoints = (workdir / "checkpoints").glob("*")
+    return (workdir / "metrics.jsonl").exists() or any(checkpoints)
 
 
 def read_start(path: str, method, shapes, begun: bool):

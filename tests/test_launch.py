@@ -14,7 +14,7 @@ import pytest
 from configs import common
 from crossres_jax.export import read_export
 from crossres_jax.pretrained import read_safetensors
-from launch import check_fields, check_values
+from launch import check_fields, check_values, read_start
 
 ROOT = Path(__file__).parent.parent
 
@@ -352,13 +352,6 @@ def test_weights_of_a_file_are_evaluated_without_a_run(launch, baseline, folder)
     card = read_export(workdir / "export").card
     assert card["started_from_sha256"] == digest and card["training_data"] is None
 
-    # The folder belongs to this file.
-    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    process = launch(*baseline, "--workdir=imported", "--mode=evaluate")
-    assert process.returncode != 0
-    assert f"had the SHA-256 {digest}, now it has" in process.stderr
-    weights.write_bytes(content)
-
     # It can be trained from the file, which is not needed any more then.
     process = launch(*baseline, "--workdir=imported")
     assert process.returncode == 0, process.stderr
@@ -377,9 +370,16 @@ def test_weights_of_a_file_are_evaluated_without_a_run(launch, baseline, folder)
     assert process.returncode != 0 and "found 0 steps" in process.stderr
     assert json.loads((workdir / "results.json").read_text()) == trained
     assert (workdir / "export" / "model.safetensors").read_bytes() == exported
-    process = launch("--workdir=imported")
-    assert "no such file, and no checkpoint to go on from" in process.stderr
     weights.write_bytes(content)
+
+
+def test_a_run_needs_its_weights_only_until_its_first_checkpoint(tmp_path):
+    start, digest = read_start(str(tmp_path / "gone.pth"), None, None, begun=True)
+    assert digest is None
+    with pytest.raises(ValueError, match=r"gone.pth: no such file, and no checkpoint"):
+        start({})
+    with pytest.raises(FileNotFoundError):
+        read_start(str(tmp_path / "gone.pth"), None, None, begun=False)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,23 @@ def test_every_version_that_worked_on_a_run_is_told_once(run, monkeypatch):
     assert stored(run)["versions"] == [before, before | {"python": "3.99"}]
 
 
+def test_a_run_belongs_to_the_weights_that_it_started_from(tmp_path):
+    run = tmp_path / "started"
+    run.mkdir()
+    config = CONFIG | {"init": {"backbone": "resnet50.pth"}}
+    assert begin(run, config, MANIFEST, tmp_path, "aa") == "aa"
+    assert begin(run, config, MANIFEST, tmp_path) == "aa"  # the file is gone
+    message = r"other weights: resnet50\.pth had the SHA-256 aa, now it has bb"
+    with pytest.raises(ValueError, match=message):
+        begin(run, config, MANIFEST, tmp_path, "bb")
+    assert stored(run)["weights"] == "aa"
+
+
+def test_weights_alone_can_be_evaluated(tmp_path):
+    config = CONFIG | {"init": {"backbone": "resnet50.pth"}}
+    assert resolve(config, tmp_path / "nowhere", "evaluate") == config
+
+
 def test_what_no_weight_depends_on_may_change_and_is_stored(run, tmp_path):
     changed = CONFIG | {"train": {"log_every_steps": 7}}
     assert resolve(changed, run, "train") == changed
