@@ -52,7 +52,10 @@ def table(rows):
             (mean["by_scale"][scale]["rank1"], std["by_scale"][scale]["rank1"])
             for scale in scales
         ]
-        cells = [f"{value:.1f} ± {spread:.1f}" for value, spread in pairs]
+        cells = [
+            f"{value:.1f}" + (f" ± {spread:.1f}" if len(runs) > 1 else "")
+            for value, spread in pairs
+        ]
         lines.append([name, str(len(runs)), *cells])
     return markdown(lines)
 

@@ -7,7 +7,8 @@
 OSNet x0.25 as published for Market-1501, on the official evaluation with single
 queries, but the queries are down-sampled by 2, 3 and 4 (antialiased bicubic, rounded
 to 8 bits) and brought back to the input size by bicubic interpolation; the gallery
-stays as it is. A column has the queries of one camera. About four minutes on two cores.
+stays as it is. A column has the queries of one camera; the plot shows all queries, and
+those of camera 3, the easiest. About four minutes on two cores.
 """
 
 import argparse

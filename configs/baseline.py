@@ -141,7 +141,7 @@ def _narrow(config: ConfigDict) -> None:
     """A network and a training that two CPU cores manage within minutes; all ours."""
     config.data.num_ids = 8
     config.data.num_instances = 3
-    config.data.erase = 0.0  # as in the demos of the papers
+    config.data.erase = 0.0  # as in PS-HRNet's demo
     method = config.method
     if method.backbone == "resnet":
         method.width = 16.0

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Seeds, data, training and evaluation, in the demo's setting."""
+    """Seeds, data, training and evaluation; a method's config replaces what differs."""
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the batches and dropout
 
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.num_instances = 4  # K
     config.data.flip = 0.5  # probability
     config.data.pad = 3  # pixels on each side, before the random crop
-    config.data.erase = 0.0  # probability of a random rectangle without pixels
+    config.data.erase = 0.0  # probability of a rectangle in ImageNet's mean colour
     config.data.synthetic_lr = "stored"  # "all": every image also gets a random LR copy
     config.data.eval_batch_size = 64
 

@@ -5,9 +5,11 @@ on two CPU cores; docs/results.md):
 
     python launch.py --config=configs/ps_hrnet.py
 
-The paper's own setting on real data, full size (not yet run):
+The paper's own setting on real data, full size, from ImageNet's HRNet-W32 (for a GPU;
+not yet run):
 
-    python launch.py --config=configs/ps_hrnet.py:mlr_viper --config.data.dir=DIR
+    python launch.py --config=configs/ps_hrnet.py:mlr_viper --config.data.dir=DIR \
+        --config.init.backbone=FILE
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from crossres_jax.ops.images import IMAGENET_MEAN
 
-_TRIES = 5  # of a random rectangle; one in twenty is higher or wider than 2:1
+_TRIES = 5  # of a random rectangle; one in twenty does not fit into a picture of 2:1
 _METHODS = {
     "area": tf.image.ResizeMethod.AREA,
     "bilinear": tf.image.ResizeMethod.BILINEAR,

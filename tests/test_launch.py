@@ -104,10 +104,12 @@ def test_a_run_writes_what_the_docs_promise(finished, folder):
     assert "params/net/conv0/kernel" in arrays
 
 
-def test_a_second_start_resumes_from_the_workdir_alone(finished, launch, folder):
+def test_a_finished_run_is_only_evaluated_from_its_workdir_alone(
+    finished, launch, folder
+):
     before = (folder / "finished" / "results.json").read_bytes()
     metrics = (folder / "finished" / "metrics.jsonl").read_bytes()
-    again = launch("--workdir=finished", "--mode=evaluate")
+    again = launch("--workdir=finished")
     assert again.returncode == 0, again.stderr
     assert (folder / "finished" / "results.json").read_bytes() == before
     assert (folder / "finished" / "metrics.jsonl").read_bytes() == metrics

@@ -2,6 +2,7 @@
 
 from crossres_jax.losses.alignment import feature_alignment
 from crossres_jax.losses.identity import label_smoothed_cross_entropy
+from crossres_jax.losses.masks import masked_mean
 from crossres_jax.losses.metric_learning import (
     batch_hard_triplet,
     center_loss,
@@ -14,6 +15,7 @@ __all__ = [
     "center_loss",
     "feature_alignment",
     "label_smoothed_cross_entropy",
+    "masked_mean",
     "mean_absolute_error",
     "update_centers",
 ]

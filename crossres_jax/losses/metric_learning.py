@@ -33,7 +33,7 @@ def batch_hard_triplet(
       itself or no negative, or is not valid.
 
     Raises:
-      ValueError: if the leading sizes differ.
+      ValueError: if the shapes do not fit.
     """
     if features.ndim != 2 or pids.shape != features.shape[:1]:
         raise ValueError(

@@ -9,8 +9,9 @@ ResNet-50" restores the down-sampled ones before. Two recipes train the backbone
   bot: "Bag of Tricks and a Strong Baseline" (Luo et al., arXiv:1903.07071): triplet and
     centre loss before a batch normalisation, cross-entropy behind it.
 
-Components: `backbone`, `head` and, if one restores, `restorer`. The restorer is trained
-first and then frozen; the backbone may wait, frozen too, until a new head fits it.
+Components: `backbone`, `head` and, if one restores, `restorer`; "bot" keeps `centers`
+among the batch statistics. The restorer is trained first and then frozen; the backbone
+may wait, frozen too, until a new head fits it.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from crossres_jax.losses import (
     batch_hard_triplet,
     center_loss,
     label_smoothed_cross_entropy,
+    masked_mean,
     mean_absolute_error,
     update_centers,
 )
@@ -112,6 +114,8 @@ def build(
 ) -> Method:
     """A baseline for a training set of `num_classes` identities.
 
+    The defaults are no paper's recipe; configs/baseline.py holds those.
+
     Args:
       num_classes: number of training identities.
       recipe: "softmax" or "bot", see above.
@@ -143,9 +147,9 @@ def build(
       distance ("softmax"), or the normalised one with cosine distance ("bot").
 
     Raises:
-      ValueError: if one of the named choices is unknown, or if OSNet is to be pooled by
-        a generalised mean, a width does not belong to its backbone, or a restorer is
-        not to be trained before a backbone that is.
+      ValueError: if one of the named choices is unknown, if OSNet is to be pooled by a
+        generalised mean, if a width does not suit its backbone, or if a backbone would
+        be trained behind an untrained restorer.
     """
     for option, value, known in (
         ("recipe", recipe, ("softmax", "bot")),
@@ -245,7 +249,7 @@ def build(
         compared = batch["has_hr"] & (batch["scale"] > 1)
         restored = super_resolve(params, normalize(batch["lr"]))
         error = mean_absolute_error(restored, normalize(batch["hr"]))
-        return LossOutput(_masked_mean(error, compared), batch_stats, {})
+        return LossOutput(masked_mean(error, compared), batch_stats, {})
 
     def loss_identity(params, batch_stats, batch, rng, *, train):
         """Cross-entropy, and in "bot" the losses on the features before the neck."""
@@ -262,19 +266,19 @@ def build(
             outputs.logits, labels, epsilon=label_smoothing
         )
         correct = outputs.logits.argmax(axis=-1) == labels
-        scalars = {"accuracy": _masked_mean(correct, valid)}
+        scalars = {"accuracy": masked_mean(correct, valid)}
         if bot:
             features, centers = outputs.features, batch_stats["centers"]["features"]
             triplet = batch_hard_triplet(features, labels, margin=margin, valid=valid)
             center = center_loss(features, labels, centers)
             loss += triplet + lambda_center * center
             scalars |= {
-                "loss_triplet": _masked_mean(triplet, valid),
-                "loss_center": _masked_mean(center, valid),
+                "loss_triplet": masked_mean(triplet, valid),
+                "loss_center": masked_mean(center, valid),
             }
             moved = update_centers(features, jnp.where(valid, labels, -1), centers)
             batch_stats = {**batch_stats, "centers": {"features": moved}}
-        return LossOutput(_masked_mean(loss, valid), batch_stats, scalars)
+        return LossOutput(masked_mean(loss, valid), batch_stats, scalars)
 
     def embed(variables, images, *, role, resolution):
         """The feature, behind the neck if there is one, of both sides alike."""
@@ -330,8 +334,3 @@ def build(
         restore=restore if restores else None,
         backbone=Backbone(["backbone"], TABLES[backbone]),
     )
-
-
-def _masked_mean(values, mask):
-    """Mean of the values where the mask holds; zero where it holds nowhere."""
-    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)

@@ -22,6 +22,7 @@ from crossres_jax.losses import (
     batch_hard_triplet,
     feature_alignment,
     label_smoothed_cross_entropy,
+    masked_mean,
     mean_absolute_error,
 )
 from crossres_jax.methods.contract import (
@@ -370,7 +371,7 @@ def build(
             "h", params, batch_stats, normalize(batch["hr"]), rng
         )
         loss = id_loss(outputs, batch["label"], valid=batch["has_hr"])
-        loss = _masked_mean(loss, batch["has_hr"])
+        loss = masked_mean(loss, batch["has_hr"])
         scalars = {"accuracy": _accuracy(outputs.logits, batch["label"])}
         return LossOutput(loss, batch_stats, scalars)
 
@@ -388,11 +389,11 @@ def build(
         restoration = alignment = 0.0
         if restores:
             compared = has_hr & ((sr_pairs == "all") | (batch["scale"] > 1))
-            restoration = _masked_mean(mean_absolute_error(restored, hr), compared)
+            restoration = masked_mean(mean_absolute_error(restored, hr), compared)
             scalars["loss_sr"] = restoration
         if guided:
             high = reid_eval("h", params, batch_stats, hr)
-            alignment = _masked_mean(
+            alignment = masked_mean(
                 pseudo_siamese_loss(high, outputs, chosen=ps_set), has_hr
             )
             scalars["loss_ps"] = alignment
@@ -469,8 +470,3 @@ def _check(value, known, option):
 
 def _accuracy(logits, labels):
     return (logits.argmax(axis=-1) == labels).mean()
-
-
-def _masked_mean(values, mask):
-    """Mean of the values where the mask holds; zero where it holds nowhere."""
-    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)

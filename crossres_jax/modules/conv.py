@@ -1,12 +1,11 @@
 """The one convolution of the project: PyTorch's geometry, quick on every back end.
 
 XLA compiles two kinds of convolution badly for the CPU (measured on 2 cores, the
-figures are in docs/results.md): a 1×1 convolution with its gradients runs at two thirds
-of the speed of the same dot product, and a depthwise convolution many times slower than
-shifted multiply-adds. `Conv` therefore lowers these two as such on the CPU, where a
-depthwise one has stride 1. On GPUs every convolution stays a convolution and goes to
-cuDNN. The parameters are the same in either case, so a checkpoint moves freely between
-the two.
+figures are in docs/results.md): a 1×1 convolution runs at half the speed of the same
+dot product, and a depthwise convolution many times slower than shifted multiply-adds.
+`Conv` therefore lowers these two as such on the CPU, where a depthwise one has stride
+1. On GPUs every convolution stays a convolution and goes to cuDNN. The parameters are
+the same in either case, so a checkpoint moves freely between the two.
 """
 
 from collections.abc import Callable

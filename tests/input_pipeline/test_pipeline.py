@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 
@@ -283,8 +285,13 @@ def test_more_identities_than_there_are_is_refused(make_config):
         open_data(make_config(num_ids=9))
 
 
-def test_tensorflow_leaves_the_gpu_alone():
-    assert pipeline.tf.config.get_visible_devices("GPU") == []
+def test_tensorflow_leaves_the_gpu_alone(monkeypatch):
+    hidden = []
+    monkeypatch.setattr(
+        pipeline.tf.config, "set_visible_devices", lambda *args: hidden.append(args)
+    )
+    importlib.reload(pipeline)
+    assert hidden == [([], "GPU")]
 
 
 def test_real_viper_trains_and_evaluates(make_config, real_data_dir):

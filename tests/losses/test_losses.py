@@ -148,6 +148,17 @@ def test_centers_come_to_rest_in_the_middle_of_their_features():
     np.testing.assert_allclose(centers, means, atol=1e-5)
 
 
+# --- masked_mean
+
+
+def test_masked_mean_counts_what_the_mask_shows():
+    values = jnp.array([1.0, jnp.inf, 4.0])
+    assert losses.masked_mean(values, jnp.array([True, False, True])) == 2.5
+    assert losses.masked_mean(values, jnp.zeros(3, bool)) == 0
+    gradient = jax.grad(losses.masked_mean)(values, jnp.array([True, False, True]))
+    np.testing.assert_array_equal(gradient, [0.5, 0.0, 0.5])
+
+
 # --- mean_absolute_error and feature_alignment
 
 
