@@ -39,18 +39,18 @@ def merge(
 
     Raises:
       ValueError: if names are left over on either side, or shapes differ; the message
-        lists all of them.
+        lists all of them with their shapes.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     merged, sources, problems = dict(flat), {}, []
     for name, weight in weights.items():
         path = find_path(name, table)
         if path is None:
-            problems.append(f"{name}: not in the table")
+            problems.append(f"{name} {weight.shape}: not in the table")
         elif path == "" or re.fullmatch(skip, path):
             continue
         elif path not in flat:
-            problems.append(f"{name}: the network has no {path}")
+            problems.append(f"{name} {weight.shape}: the network has no {path}")
         elif path in sources:
             problems.append(f"{name}: fills {path}, which {sources[path]} fills")
         else:
@@ -62,8 +62,8 @@ def merge(
                 )
             merged[path] = jnp.array(weight, flat[path].dtype)
     problems += [
-        f"{path}: not in the weights"
-        for path in flat
+        f"{path} {x.shape}: not in the weights"
+        for path, x in flat.items()
         if path not in sources and not re.fullmatch(skip, path)
     ]
     if problems:
