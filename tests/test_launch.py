@@ -380,28 +380,11 @@ def test_a_run_needs_its_weights_only_until_its_first_checkpoint(tmp_path):
     assert digest is None
     with pytest.raises(ValueError, match=r"gone.pth: no such file, and no checkpoint"):
         start({})
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
         read_start(str(tmp_path / "gone.pth"), None, None, begun=False)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "No such file or directory"),
-        (b"PK\x03\x04 cut", "a zip archive that is cut off or damaged"),
-    ],
-)
-def test_weights_that_cannot_be_read_are_refused(
-    launch, baseline, folder, content, message
-):
-    path = folder / "bad.pth"
-    if content:
-        path.write_bytes(content)
-    process = launch(*baseline, "--workdir=bad", f"--config.init.backbone={path}")
-    assert process.returncode != 0
-    assert message in process.stderr and str(path) in process.stderr
-    assert "Traceback" not in process.stderr
-    assert not (folder / "bad").exists()
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(ValueError, match=r"cut\.pth: .* a zip archive that is cut off"):
+        read_start(str(tmp_path / "cut.pth"), None, None, begun=False)
 
 
 def test_weights_of_another_network_are_refused_by_name(launch, baseline, folder):

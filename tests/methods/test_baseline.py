@@ -131,13 +131,13 @@ def test_the_phases_come_in_their_order_and_only_where_they_train():
     assert names(epochs_head=0, epochs=0) == ["identity"]  # an untrained network
 
 
-@pytest.mark.parametrize("recipe", ["softmax", "bot"])
 @pytest.mark.parametrize(
-    ("phase", "trained"),
+    ("recipe", "phase", "trained"),
     [
-        ("restorer", {"restorer"}),
-        ("head", {"head"}),
-        ("identity", {"backbone", "head"}),
+        ("softmax", "restorer", {"restorer"}),
+        ("bot", "head", {"head"}),
+        ("softmax", "identity", {"backbone", "head"}),
+        ("bot", "identity", {"backbone", "head"}),
     ],
 )
 def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
