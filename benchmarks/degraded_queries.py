@@ -29,11 +29,14 @@ from input_pipeline import pipeline
 SCALES = (1, 2, 3, 4)
 
 
-def degraded(data, scale):
-    """The data with every query down-sampled."""
-    query = data.plan.query
-    query = query._replace(scale=np.full_like(query.scale, scale))
-    return data._replace(plan=data.plan._replace(query=query))
+def degraded(data, scale, sides):
+    """The data with every picture of these sides of the plan down-sampled."""
+    images = {side: getattr(data.plan, side) for side in sides}
+    images = {
+        side: x._replace(scale=np.full_like(x.scale, scale))
+        for side, x in images.items()
+    }
+    return data._replace(plan=data.plan._replace(**images))
 
 
 def of_camera(side, camid):
@@ -55,7 +58,7 @@ def measure(data, method, variables):
 
     gallery, results = embed(data, "gallery"), {}
     for scale in SCALES:
-        query = embed(degraded(data, scale), "query")
+        query = embed(degraded(data, scale, ["query"]), "query")
         sides = {f"camera {c}": of_camera(query, c) for c in np.unique(query.camid)}
         results[scale] = {
             name: compare(method, side, gallery, evaluation="multi_shot").results

@@ -14,6 +14,7 @@ import argparse
 import jax
 import numpy as np
 
+from benchmarks.degraded_queries import degraded
 from benchmarks.tables import Section, markdown
 from configs import common
 from crossres_jax.metrics import psnr
@@ -28,17 +29,6 @@ def luminance(images):
     """(B, H, W, 3) RGB in [0, 1] → (B, H, W, 1), BT.601."""
     weights = np.array([65.481, 128.553, 24.966], np.float32) / 255
     return (images @ weights + np.float32(16 / 255))[..., None]
-
-
-def degraded(data, scale):
-    """The data with every picture down-sampled."""
-    sides = {
-        side: getattr(data.plan, side)._replace(
-            scale=np.full_like(getattr(data.plan, side).scale, scale)
-        )
-        for side in SIDES
-    }
-    return data._replace(plan=data.plan._replace(**sides))
 
 
 def main():
@@ -65,7 +55,7 @@ def main():
     for scale in (2, 3, 4):
         before, after = [], []
         for side in SIDES:
-            for batch in pipeline.eval_batches(degraded(data, scale), side):
+            for batch in pipeline.eval_batches(degraded(data, scale, SIDES), side):
                 low, high = luminance(batch["lr"]), luminance(batch["hr"])
                 restored = np.asarray(restore(low))
                 before.append(psnr(low, high)[batch["valid"]])
