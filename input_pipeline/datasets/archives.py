@@ -1,10 +1,13 @@
 """The files of a data set as its makers publish them: in an archive, or extracted."""
 
 import functools
+import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
 
 
 def find_files(
@@ -42,6 +45,43 @@ def find_files(
         if file.is_file()
     }
     return manual_dir / folder if files else manual_dir, files
+
+
+def match_pictures(
+    place: Path, paths: Iterable[str], folder: str, pattern: str, example: str
+) -> list[re.Match]:
+    """Reads what the names of a data set's pictures say, and refuses unknown names.
+
+    Args:
+      place: where the files are, for the error.
+      paths: of all files, as from `find_files`.
+      folder: regex of the folders whose pictures belong to the data set, with the last
+        "/"; pictures elsewhere, and files that are no pictures, are left out.
+      pattern: regex of the whole name of a picture in such a folder.
+      example: of such a name, for the error.
+
+    Returns:
+      A match of `(folder)(pattern)` for each picture, in the order of their paths.
+
+    Raises:
+      ValueError: naming the file, if the name of a picture does not match.
+    """
+    matches = []
+    for path in sorted(paths):
+        match = re.fullmatch(folder + pattern, path)
+        name = path.rpartition("/")[2]
+        if match:
+            matches.append(match)
+        elif (
+            re.fullmatch(f"{folder}[^/]*", path)
+            and name.lower().endswith(PICTURES)
+            and not name.startswith("._")  # macOS puts them beside every file
+        ):
+            raise ValueError(
+                f"{path} in {place}: expected a name such as {example}. Give the file "
+                "its official name, or move it out of the folder."
+            )
+    return matches
 
 
 def _unharmed(path, instructions, read, argument):

@@ -14,12 +14,10 @@ ROLES = {  # folder → what its pictures are for
     "query": "query",
     "bounding_box_test": "gallery",
 }
+TOP = "Market-1501-v15.09.15"
+_FOLDER = rf"{re.escape(TOP)}/(?P<folder>{'|'.join(ROLES)})/"
 # Two dozen files of the official archive end in .jpg twice.
-_NAME = re.compile(
-    r"Market-1501-v15\.09\.15/"
-    rf"((?P<folder>{'|'.join(ROLES)})"
-    r"/(?P<pid>-1|\d{4})_c(?P<camid>[1-6])s\d_\d{6}_\d\d(\.jpg){1,2})"
-)
+_NAME = r"(?P<pid>-1|\d{4})_c(?P<camid>[1-6])s\d_\d{6}_\d\d(\.jpg){1,2}"
 
 
 class Counts(NamedTuple):
@@ -56,7 +54,7 @@ class Market1501(tfds.core.GeneratorBasedBuilder):
     which the official evaluation ignores.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put Market-1501-v15.09.15.zip, or the folder Market-1501-v15.09.15 extracted "
         "from it, into the folder that is named by --config.data.dir."
@@ -64,7 +62,7 @@ class Market1501(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         description = "Market-1501-v15.09.15: 1,501 identities, 6 cameras."
-        return records.dataset_info(self, description, has_roles=True)
+        return records.dataset_info(self, description)
 
     def _split_generators(self, dl_manager):
         examples = self._generate_examples(dl_manager.manual_dir)
@@ -73,15 +71,17 @@ class Market1501(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, manual_dir):
         place, files = archives.find_files(
             manual_dir,
-            "Market-1501-v15.09.15.zip",
-            "Market-1501-v15.09.15",
+            f"{TOP}.zip",
+            TOP,
             self.MANUAL_DOWNLOAD_INSTRUCTIONS,
         )
-        matches = [match for path in sorted(files) if (match := _NAME.fullmatch(path))]
+        matches = archives.match_pictures(
+            place, files, _FOLDER, _NAME, "query/0002_c1s1_000451_03.jpg"
+        )
         _check_complete(matches, place)
         for key, match in enumerate(matches):
             example = records.record(
-                match[1],
+                match[0].removeprefix(f"{TOP}/"),
                 files[match[0]](),
                 pid=int(match["pid"]),
                 camid=int(match["camid"]),
@@ -98,8 +98,7 @@ def _check_complete(matches, place):
         raise ValueError(
             f"{place} is not the complete Market-1501: "
             + "; ".join(
-                f"in Market-1501-v15.09.15/{folder} expected {COMPLETE[folder]}, "
-                f"found {found[folder]}"
+                f"in {TOP}/{folder} expected {COMPLETE[folder]}, found {found[folder]}"
                 for folder in wrong
             )
             + f". {Market1501.MANUAL_DOWNLOAD_INSTRUCTIONS}"

@@ -26,7 +26,7 @@ class PedestriansConfig(tfds.core.BuilderConfig):
 class Pedestrians(tfds.core.GeneratorBasedBuilder):
     """Drawn pedestrians: `c1/0007_2.png` is shot 2 of identity 7 in camera 1."""
 
-    VERSION = tfds.core.Version("1.1.0")  # raise it when other pictures are drawn
+    VERSION = tfds.core.Version("1.2.0")  # raise it when other pictures are drawn
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS names and reads it); the first is default
         PedestriansConfig(
             name="demo",

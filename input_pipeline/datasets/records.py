@@ -1,7 +1,8 @@
 """What a stored image is: its features on disc, its index, and the way to open both.
 
 Every data set is built once by TFDS into ArrayRecord files, which are then read by
-position and without TensorFlow. The bytes of an image are stored as they were found.
+position and without TensorFlow. The bytes of an image are stored as they were found,
+damaged ones, too: whether a run can do without an image is for its plan to say.
 An image is read and decoded once while a data set is built, and its index is kept.
 """
 
@@ -29,10 +30,11 @@ class Index(NamedTuple):
     name: np.ndarray  # (N,) str, unique: the file's path inside the data set
     pid: np.ndarray  # (N,) int64, of its makers; below 0 is junk, to be ignored
     camid: np.ndarray  # (N,) int64
-    height: np.ndarray  # (N,) int64, pixels
-    width: np.ndarray  # (N,) int64, pixels
-    sha256: np.ndarray  # (N,) str, of the encoded bytes
-    role: np.ndarray  # (N,) str, its makers' "train", "query" or "gallery"; "" if none
+    height: np.ndarray  # (N,) int64, pixels; 0 where the image cannot be decoded
+    width: np.ndarray  # (N,) int64, pixels; 0 where the image cannot be decoded
+    sha256: np.ndarray  # (N,) str, of the decoded pixels
+    role: np.ndarray  # (N,) str, its makers' "train", "query", "gallery" or, where they
+    # do not tell these two apart, "test"; one word for each official split; "" if none
 
 
 class Records(NamedTuple):
@@ -83,13 +85,12 @@ def read_pixels(source, position, name):
     return decode(_read(source, position, f"{name}: ")["image"], name)
 
 
-def dataset_info(builder, description, *, has_roles=False):
+def dataset_info(builder, description):
     """`tfds.core.DatasetInfo` that all data sets share; records keep their order.
 
     Args:
       builder: of the data set.
       description: of the data set, in a line.
-      has_roles: whether its makers say which images train, query and gallery are.
     """
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
@@ -98,9 +99,9 @@ def dataset_info(builder, description, *, has_roles=False):
         "camid": np.int64,
         "height": np.int64,
         "width": np.int64,
+        "sha256": np.str_,
+        "role": np.str_,
     }
-    if has_roles:
-        features["role"] = np.str_
     return tfds.core.DatasetInfo(
         builder=builder,
         description=description,
@@ -109,35 +110,42 @@ def dataset_info(builder, description, *, has_roles=False):
     )
 
 
-def record(name, image_bytes, *, pid, camid, role=None, size=None):
-    """One example for TFDS.
+def record(name, image_bytes, *, pid, camid, role="", size=None):
+    """One example for TFDS; an image that cannot be decoded has the size 0×0.
 
     Args:
       name: as in `Index`.
       image_bytes: the encoded image.
       pid: as in `Index`.
       camid: as in `Index`.
-      role: as in `Index`, if the data set has roles.
+      role: as in `Index`.
       size: (height, width) in pixels, if all images of the data set have one.
 
     Raises:
-      ValueError: naming the image, if it cannot be decoded or has another size.
+      ValueError: naming the image, if it has another size.
     """
-    height, width, _ = decode(image_bytes, name).shape
-    if size and size != (height, width):
-        raise ValueError(
-            f"{name}: expected {size[1]}×{size[0]} pixels as in the official files, "
-            f"found {width}×{height}. Replace it by an intact copy."
-        )
-    example = {
+    try:
+        pixels = decode(image_bytes, name)
+    except ValueError:
+        height, width, content = 0, 0, image_bytes
+    else:
+        height, width, _ = pixels.shape
+        content = b"%d %d " % (height, width) + pixels.tobytes()
+        if size and size != (height, width):
+            raise ValueError(
+                f"{name}: expected {size[1]}×{size[0]} pixels as in the official "
+                f"files, found {width}×{height}. Replace it by an intact copy."
+            )
+    return {
         "image": io.BytesIO(image_bytes),
         "name": name,
         "pid": pid,
         "camid": camid,
         "height": height,
         "width": width,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "role": role,
     }
-    return example if role is None else example | {"role": role}
 
 
 def split_generators(builder, examples):
@@ -151,7 +159,7 @@ def split_generators(builder, examples):
     def indexed():
         rows = []
         for key, example in examples:
-            rows.append(_row(example, example["image"].getvalue()))
+            rows.append(_row(example))
             yield key, example
         _write_index(Path(builder.data_dir), rows)  # the unfinished folder
 
@@ -175,7 +183,8 @@ def open_records(builder, *, manual_dir=""):
       `Records`.
 
     Raises:
-      ValueError: if the user's files are missing, incomplete or damaged.
+      ValueError: if the user's files are missing or incomplete, or their archive is
+        damaged.
     """
     folder = Path(builder.data_dir)
     if not (folder / "index.npz").exists():
@@ -189,7 +198,7 @@ def open_records(builder, *, manual_dir=""):
             if not (folder / "index.npz").exists():
                 source = _source(builder)
                 rows = (_read(source, i) for i in range(len(source)))
-                _write_index(folder, [_row(row, row["image"]) for row in rows])
+                _write_index(folder, [_row(row) for row in rows])
     source = _source(builder)
     return Records(_read_index(folder / "index.npz", len(source)), source)
 
@@ -228,9 +237,8 @@ def _read(source, position, name=""):
 def _read_index(path, num_records):
     try:
         with path.open("rb") as file, np.load(file) as columns:
-            no_role = np.full(num_records, "")
-            index = Index(**{"role": no_role, **columns})
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+            index = Index(**columns)
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and it is written again."
         ) from error
@@ -242,14 +250,13 @@ def _read_index(path, num_records):
     return index
 
 
-def _row(example, image_bytes):
+def _row(example):
     """What the index says of an example, or of a record that was read."""
-    row = {column: value for column, value in example.items() if column != "image"}
-    return row | {"sha256": hashlib.sha256(image_bytes).hexdigest()}
+    return {column: example[column] for column in Index._fields}
 
 
 def _write_index(folder, rows):
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    columns = {name: np.array([row[name] for row in rows]) for name in Index._fields}
     for name, column in columns.items():
         if column.dtype.kind == "S":  # text comes out of a record as bytes
             columns[name] = np.char.decode(column, "utf-8")

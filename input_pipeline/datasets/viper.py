@@ -1,7 +1,5 @@
 """VIPeR: 632 identities, one 48×128 picture from each of two cameras."""
 
-import re
-
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import archives, records
@@ -18,7 +16,7 @@ class Viper(tfds.core.GeneratorBasedBuilder):
     the identity's number (0 to 873, with gaps) and the angle of view in degrees.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put VIPeR.v1.0.zip, or the folder VIPeR extracted from it, into the folder "
         "that is named by --config.data.dir."
@@ -42,11 +40,14 @@ def _find_files(manual_dir):
     place, found = archives.find_files(
         manual_dir, "VIPeR.v1.0.zip", "VIPeR", Viper.MANUAL_DOWNLOAD_INSTRUCTIONS
     )
+    matches = archives.match_pictures(
+        place, found, r"VIPeR/(cam_[ab])/", r"(\d+)_\d+\.bmp", "cam_a/000_45.bmp"
+    )
     files = {}
-    for path, read in found.items():
-        if match := re.fullmatch(r"VIPeR/((cam_[ab])/(\d+)_\d+\.bmp)", path):
-            name, camera, pid = match.groups()
-            files[name] = (int(pid), CAMERAS.index(camera), read)
+    for match in matches:
+        camera, pid = match.groups()
+        name = match[0].removeprefix("VIPeR/")
+        files[name] = (int(pid), CAMERAS.index(camera), found[match[0]])
     _check_complete(files, place)
     return files
 
