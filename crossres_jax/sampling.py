@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 # Streams that keep different purposes apart under one seed; 0 is left to the caller.
-_GROUPS, _REPEATS, _TIES, _BATCHES, _SCALES = range(1, 6)
+_GROUPS, _REPEATS, _TIES, _BATCHES, _SCALES, _DRAWS, _PARTNERS = range(1, 8)
 
 
 def random_bits(
@@ -132,6 +132,50 @@ def plan_scales(seed: int, step: int, num: int, scales: Sequence[int]) -> np.nda
     """
     bits = random_bits(num, seed=seed, position=step, stream=_SCALES)
     return np.asarray(scales, np.int32)[bits % np.uint64(len(scales))]
+
+
+def plan_draws(seed: int, step: int, num: int, num_draws: int) -> np.ndarray:
+    """Uniform random numbers for the augmentation of each slot of a batch.
+
+    Args:
+      seed: int, at least 0.
+      step: int, at least 0.
+      num: number of slots.
+      num_draws: how many numbers each of them needs.
+
+    Returns:
+      (num, num_draws) float64 in [0, 1).
+    """
+    bits = random_bits(num * num_draws, seed=seed, position=step, stream=_DRAWS)
+    return (bits >> np.uint64(11)).reshape(num, num_draws) * 2.0**-53
+
+
+def plan_partners(
+    seed: int, step: int, pids: ArrayLike, partner_pids: ArrayLike
+) -> np.ndarray:
+    """For each slot of a batch another image of the same identity, from another list.
+
+    The slots of an identity get different images as long as there are any, in an order
+    that is drawn anew in every step; then the same ones again.
+
+    Args:
+      seed: int, at least 0.
+      step: int, at least 0.
+      pids: (B,) int identity labels of the slots.
+      partner_pids: (N,) int identity labels of the images to choose from.
+
+    Returns:
+      (B,) int32 indices into `partner_pids`; −1 where it has none of the identity.
+    """
+    pids, partner_pids = np.asarray(pids), np.asarray(partner_pids)
+    bits = random_bits(len(partner_pids), seed=seed, position=step, stream=_PARTNERS)
+    partners = np.full(len(pids), -1, np.int32)
+    for pid in np.unique(pids):
+        slots, images = np.flatnonzero(pids == pid), np.flatnonzero(partner_pids == pid)
+        if len(images):
+            shuffled = images[np.argsort(bits[images], kind="stable")]
+            partners[slots] = np.resize(shuffled, len(slots))
+    return partners
 
 
 def _checked(pids, num_ids, num_instances):

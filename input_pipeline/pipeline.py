@@ -1,4 +1,4 @@
-"""From a config to batches: records → plan → decoded pairs → NumPy dicts.
+"""From a config to batches: records → plan → decoded images → NumPy dicts.
 
 A training batch is a pure function of (seed, step), so a run that is resumed at step n
 sees bit for bit what the uninterrupted run would have seen. Nothing keeps a position.
@@ -16,10 +16,13 @@ from numpy.typing import ArrayLike
 
 from crossres_jax import sampling
 from input_pipeline import protocols, transforms
-from input_pipeline.datasets import records
+from input_pipeline.datasets import folder, records
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
 
+TUPLES = ("image", "synthetic", "cross")
+_IMAGE_KEYS = ("lr", "hr", "scale", "index")
+_CROSS_KEYS = ("lr", "synthetic_lr", "hr", "synthetic_scale", "index", "lr_index")
 Batch = dict[str, np.ndarray]
 
 
@@ -30,6 +33,7 @@ class Data(NamedTuple):
     manifest: dict
     steps_per_epoch: int
     num_repeating: int  # identities with fewer images than a batch shows of them
+    quarantined: list[str]  # training images that cannot be read and are left out
     source: Sequence  # records by position
     config: Any  # as given to `open_data`
 
@@ -40,18 +44,20 @@ def open_data(config: Any) -> Data:
     Args:
       config: any object with the attributes
         protocol: a name in `protocols.PROTOCOLS`;
-        dir: folder of the official archives, '' where none is needed;
+        dir: folder of the official archives or of one's own pictures, '' where none is
+          needed;
+        table, pattern, no_camera: of one's own pictures, see `folder.open_folder`;
         cache_dir: where the built data sets are kept, '' for TFDS's own place;
-        seed, split: int, which of the protocol's random splits; an official split is 0;
-        val_ids: how many training identities to hold out;
-        kernel: of the down-sampling, '' for the protocol's own;
+        seed, split, val_ids: as in `protocols.Protocol`;
+        lr_cameras, rate, scales, kernel, rounding, blur, jpeg_quality, evaluation,
+          num_draws: as there; () or '' or 0, jpeg_quality −1, for the protocol's own;
+        max_quarantined: how many training images may be unreadable and left out;
         image_size: (height, width) of the batches;
         resize: kernel that brings images to this size; down-sampled ones always come
           back by bicubic interpolation;
         num_ids, num_instances: P and K of the training batches;
         flip, pad, erase: see `transforms.augment`;
-        synthetic_lr: 'stored' to train on the MLR set as it is, 'all' to give every
-          image an LR copy at a rate that is drawn anew in every step;
+        tuples: what a training batch holds, see `train_batches`;
         eval_batch_size: images per evaluation batch.
 
     Returns:
@@ -59,40 +65,37 @@ def open_data(config: Any) -> Data:
 
     Raises:
       ValueError: if the config names something unknown, if the official files are
-        missing, incomplete or damaged, or if the split leaks.
+        missing, incomplete or damaged, if an image that is searched for or too many
+        training images cannot be read, or if the split leaks.
     """
-    if config.synthetic_lr not in ("stored", "all"):
-        raise ValueError(
-            f"synthetic_lr must be 'stored' or 'all', found {config.synthetic_lr!r}."
-        )
-    if config.resize not in protocols.KERNELS:
-        raise ValueError(
-            f"resize must be one of {', '.join(protocols.KERNELS)}, found "
-            f"{config.resize!r}."
-        )
+    for field, known in {"tuples": TUPLES, "resize": protocols.KERNELS}.items():
+        if (found := getattr(config, field)) not in known:
+            raise ValueError(
+                f"{field} must be one of {', '.join(known)}, found {found!r}."
+            )
     protocol = _find_protocol(config)
-    if config.synthetic_lr == "all" and set(protocol.scales) == {1}:
-        raise ValueError(
-            "synthetic_lr='all' needs a protocol that down-samples, found "
-            f"{protocol.name}, whose scales are all 1."
-        )
-    builder = _find_builder(protocol.dataset, config.cache_dir)
-    # With its version: the manifest's hash is to change when the pictures do.
-    protocol = dataclasses.replace(protocol, dataset=builder.info.full_name)
+    builder = _find_builder(protocol.dataset, config)
     dataset = records.open_records(builder, manual_dir=config.dir)
+    # With its version: the manifest's hash is to change when the pictures do.
+    name = builder.info.full_name
+    if protocol.dataset == "folder":
+        name = f"folder/{folder.fingerprint(dataset.index)}"
+    protocol = dataclasses.replace(protocol, dataset=name)
     plan = protocols.make_plan(protocol, dataset.index)
+    plan, quarantined = _quarantine(plan, dataset.index, config, builder.data_dir)
     protocols.check_disjoint(plan, dataset.index.sha256)
+    _check_tuples(plan, config.tuples)
+    planned = plan.train.label[_planned(plan, config.tuples)]
     return Data(
         plan=plan,
         manifest=protocols.manifest(plan),
         steps_per_epoch=sampling.steps_per_epoch(
-            plan.train.label,
-            num_ids=config.num_ids,
-            num_instances=config.num_instances,
+            planned, num_ids=config.num_ids, num_instances=config.num_instances
         ),
         num_repeating=sampling.num_repeating(
-            plan.train.label, num_instances=config.num_instances
+            planned, num_instances=config.num_instances
         ),
+        quarantined=quarantined,
         source=dataset.source,
         config=config,
     )
@@ -110,23 +113,41 @@ def train_batches(
       num_steps: how many batches.
 
     Yields:
-      Dicts of arrays, B = P·K rows, K consecutive ones of the same identity:
-        lr: (B, H, W, 3) float32 in [0, 1], the image as the MLR set stores it (HR where
-          `scale` is 1), or with synthetic_lr='all' its LR copy, at the input size;
-        hr: (B, H, W, 3) float32 in [0, 1], its HR original with the same flip and crop;
+      Dicts of arrays, B = P·K rows, K consecutive ones of the same identity. Pixels are
+      in [0, 1], at the input size. Image tuples (`tuples` "image" or "synthetic"):
+        lr: (B, H, W, 3) float32, the image as the MLR set stores it, or with
+          "synthetic", where it has an HR original, a copy of that at a rate of the
+          protocol's scales, drawn anew in every step;
+        hr: (B, H, W, 3) float32, its HR original with the same flip and crop;
         has_hr: (B,) bool, False where no original exists and `hr` repeats `lr`;
         label: (B,) int32 in [0, num_classes);
         camid: (B,) int32;
-        scale: (B,) int32 down-sampling rate of `lr`;
+        scale: (B,) float32, how much smaller `lr` is, at least 1;
         resolution: (B,) float32, 1 / scale;
         index: (B,) int32 rows of `data.plan.train`.
+      Cross tuples (`tuples` "cross"), from HR and from LR images of the same identity:
+        hr: (B, H, W, 3) float32, an image that is not low-resolution;
+        synthetic_lr: (B, H, W, 3) float32, a copy of it at a rate drawn anew in every
+          step, with the same flip and crop;
+        lr: (B, H, W, 3) float32, a low-resolution image of the identity, with a flip
+          and a crop of its own;
+        has_lr: (B,) bool, False where the identity has no such image, `lr` repeats
+          `synthetic_lr` and no loss may use it;
+        label, camid, index: as above, of `hr`; lr_camid, lr_index: of `lr`, −1 where
+          there is none;
+        scale, resolution: of `lr`; synthetic_scale, synthetic_resolution: of
+          `synthetic_lr`.
 
     Raises:
       ValueError: naming the image, if one cannot be read.
     """
     images = data.plan.train
-    for batch in _iterate(_train_dataset(data, images, seed, start_step, num_steps)):
-        yield _describe(batch, images) | {"label": images.label[batch["index"]]}
+    make, keys, describe = _image_tuples, _IMAGE_KEYS, _describe
+    if data.config.tuples == "cross":
+        make, keys, describe = _cross_tuples, _CROSS_KEYS, _describe_cross
+    steps = range(start_step, start_step + num_steps)
+    for batch in _ahead(lambda step: make(data, seed, step), keys, steps):
+        yield describe(batch, images) | {"label": images.label[batch["index"]]}
 
 
 def eval_batches(data: Data, side: str) -> Iterator[Batch]:
@@ -137,21 +158,20 @@ def eval_batches(data: Data, side: str) -> Iterator[Batch]:
       side: "query" or "gallery", or "val_query" or "val_gallery".
 
     Yields:
-      Dicts as from `train_batches`, of exactly `eval_batch_size` rows, with pid: (B,)
-      int64 in place of `label`, `index` for the rows of that side of `data.plan` and
-      valid: (B,) bool, False in the last batch where the last image is repeated to fill
-      it.
+      Image tuples as from `train_batches`, of exactly `eval_batch_size` rows, as the
+      MLR set stores them, with pid: (B,) int64 in place of `label`, `index` for the
+      rows of that side of `data.plan` and valid: (B,) bool, False in the last batch
+      where the last image is repeated to fill it.
 
     Raises:
       ValueError: naming the image, if one cannot be read.
     """
-    images = getattr(data.plan, side)
-    num_images, batch_size = len(images.pid), data.config.eval_batch_size
-    rows = np.arange(-(-num_images // batch_size) * batch_size)
-    batches = _plain_batches(data, images, np.minimum(rows, num_images - 1), batch_size)
-    valid = (rows < num_images).reshape(-1, batch_size)
-    for batch, valid_rows in zip(batches, valid, strict=True):
-        yield batch | {"valid": valid_rows}
+    num_images = len(getattr(data.plan, side).pid)
+    batch_size = data.config.eval_batch_size
+    rows = np.arange(-(-num_images // batch_size) * batch_size).reshape(-1, batch_size)
+    batches = _plain_batches(data, side, np.minimum(rows, num_images - 1))
+    for batch, valid in zip(batches, rows < num_images, strict=True):
+        yield batch | {"valid": valid}
 
 
 def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
@@ -168,158 +188,243 @@ def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
     Raises:
       ValueError: naming the image, if one cannot be read.
     """
-    rows = np.asarray(rows)
-    return next(_plain_batches(data, getattr(data.plan, side), rows, len(rows)))
+    return next(_plain_batches(data, side, np.asarray(rows)[None]))
 
 
-def _plain_batches(data, images, rows, batch_size):
-    """Batches of the given rows of `images`, without augmentation."""
-    for batch in _iterate(_plain_dataset(data, images, rows, batch_size)):
+def _plain_batches(data, side, rows):
+    """Batches of the given (batches, B) rows of a side, without augmentation."""
+    images = getattr(data.plan, side)
+
+    def load(number):
+        index = rows[number].astype(np.int32)
+        lr, hr = _empty(data, 2, len(index))
+        for row, i in enumerate(index):
+            lr[row], hr[row] = _stored(data, images, i)
+        return lr, hr, images.scale[index], index
+
+    for batch in _ahead(load, _IMAGE_KEYS, range(len(rows))):
         yield _describe(batch, images) | {"pid": images.pid[batch["index"]]}
 
 
-def _train_dataset(data, images, seed, start_step, num_steps):
-    config = data.config
-    batch_size = config.num_ids * config.num_instances
-
-    def plan_step(step):
-        index = sampling.plan_batch(
-            seed,
-            step,
-            images.label,
-            num_ids=config.num_ids,
-            num_instances=config.num_instances,
-        )
-        scale = images.scale[index]
-        if config.synthetic_lr == "all":
-            scales = data.plan.protocol.scales
-            scale = sampling.plan_scales(seed, step, batch_size, scales)
-        slot = step * batch_size + np.arange(batch_size)
-        return index, scale, slot
-
-    def plan_slots(step):
-        index, scale, slot = tf.numpy_function(
-            plan_step, [step], [tf.int32, tf.int32, tf.int64]
-        )
-        return {"index": index, "scale": scale, "slot": slot}
-
-    def augment(pair, row):
-        return transforms.augment(
-            pair,
-            [seed, row["slot"]],
-            flip=config.flip,
-            pad=config.pad,
-            erase=config.erase,
-        )
-
-    steps = tf.data.Dataset.range(start_step, start_step + num_steps)
-    return _load(data, images, steps.map(plan_slots), batch_size, augment)
+def _image_tuples(data, seed, step):
+    """One training batch, in the order of _IMAGE_KEYS."""
+    config, images = data.config, data.plan.train
+    index, rates = _plan(data, seed, step)
+    draws = sampling.plan_draws(seed, step, len(index), transforms.NUM_DRAWS)
+    copied = images.has_hr[index] & (config.tuples == "synthetic")
+    scale = np.where(copied, rates, images.scale[index]).astype(np.float32)
+    lr, hr = _empty(data, 2, len(index))
+    for row, i in enumerate(index):
+        if copied[row]:
+            pair = _synthetic(data, images, i, rates[row])
+        else:
+            pair = _stored(data, images, i)
+        lr[row], hr[row] = (_augment(image, draws[row], config) for image in pair)
+    return lr, hr, scale, index
 
 
-def _plain_dataset(data, images, rows, batch_size):
-    planned = tf.data.Dataset.from_tensor_slices(
-        {"index": rows.astype(np.int32), "scale": images.scale[rows]}
+def _cross_tuples(data, seed, step):
+    """One training batch, in the order of _CROSS_KEYS."""
+    config, images = data.config, data.plan.train
+    index, rates = _plan(data, seed, step)
+    low = np.flatnonzero(images.low)
+    partner = sampling.plan_partners(seed, step, images.label[index], images.label[low])
+    lr_index = np.where(partner < 0, -1, low[partner]).astype(np.int32)
+    draws = sampling.plan_draws(seed, step, 2 * len(index), transforms.NUM_DRAWS)
+    lr, synthetic_lr, hr = _empty(data, 3, len(index))
+    for row, (i, lr_i) in enumerate(zip(index, lr_index, strict=True)):
+        pair = _synthetic(data, images, i, rates[row])
+        pair = [_augment(image, draws[2 * row], config) for image in pair]
+        synthetic_lr[row], hr[row] = pair
+        lr[row] = synthetic_lr[row]
+        if lr_i >= 0:
+            stored, _ = _stored(data, images, lr_i)
+            lr[row] = _augment(stored, draws[2 * row + 1], config)
+    return lr, synthetic_lr, hr, rates.astype(np.float32), index, lr_index
+
+
+def _plan(data, seed, step):
+    """((B,) rows of the training side, (B,) rates of synthetic copies) of a step."""
+    config, images = data.config, data.plan.train
+    rows = _planned(data.plan, config.tuples)
+    index = sampling.plan_batch(
+        seed,
+        step,
+        images.label[rows],
+        num_ids=config.num_ids,
+        num_instances=config.num_instances,
     )
-    planned = planned.batch(batch_size, drop_remainder=True)
-    return _load(data, images, planned, batch_size, lambda pair, row: pair)
+    scales = data.plan.protocol.scales
+    return rows[index], sampling.plan_scales(seed, step, len(index), scales)
 
 
-def _load(data, images, planned, batch_size, augment):
-    """Pairs for planned batches of `index`, `scale` and whatever `augment` needs.
+def _planned(plan, tuples):
+    """(N,) int32: the rows of the training side that P×K batches are drawn from."""
+    rows = np.arange(len(plan.train.pid), dtype=np.int32)
+    return rows[~plan.train.low] if tuples == "cross" else rows
 
-    Python decodes a batch in one call, whose images are then handed on as a ragged
-    tensor: a call for every image would cost as much again as the decoding.
-    """
 
-    def decode(index):
-        pixels = [
-            records.read_pixels(data.source, images.record[i], images.name[i])
-            for i in index
-        ]
-        flat = np.concatenate([image.ravel() for image in pixels])
-        return flat, np.array([image.shape for image in pixels])
+def _stored(data, images, i):
+    """(LR, HR) of an image as the MLR set stores it, at the input size."""
+    pixels = records.read_pixels(data.source, images.record[i], images.name[i])
+    hr = transforms.fit(pixels, tuple(data.config.image_size), data.config.resize)
+    if not (images.low[i] and images.has_hr[i]):
+        return hr, hr
+    return _low(data, pixels, (images.height[i], images.width[i])), hr
 
-    def add_pixels(batch):
-        flat, shape = tf.numpy_function(decode, [batch["index"]], [tf.uint8, tf.int64])
-        shape = tf.ensure_shape(shape, (batch_size, 3))
-        pixels = tf.RaggedTensor.from_row_lengths(
-            tf.ensure_shape(flat, (None,)), tf.reduce_prod(shape, axis=1)
+
+def _synthetic(data, images, i, rate):
+    """(LR, HR) of an image that is copied at some rate, at the input size."""
+    pixels = records.read_pixels(data.source, images.record[i], images.name[i])
+    hr = transforms.fit(pixels, tuple(data.config.image_size), data.config.resize)
+    size = protocols.down_sample(
+        np.array(pixels.shape[:2]), rate, data.plan.protocol.rounding
+    )
+    return _low(data, pixels, tuple(size)), hr
+
+
+def _low(data, pixels, size):
+    """The protocol's degraded copy of an image, at the input size."""
+    protocol = data.plan.protocol
+    stored = transforms.degrade(
+        pixels,
+        size,
+        protocol.kernel,
+        blur=protocol.blur,
+        jpeg_quality=protocol.jpeg_quality,
+    )
+    return transforms.fit(stored, tuple(data.config.image_size))
+
+
+def _augment(image, draws, config):
+    return transforms.augment(
+        image, draws, flip=config.flip, pad=config.pad, erase=config.erase
+    )
+
+
+def _empty(data, num_arrays, batch_size):
+    shape = (batch_size, *data.config.image_size, 3)
+    return [np.empty(shape, np.float32) for _ in range(num_arrays)]
+
+
+def _describe(batch, images):
+    """Adds what the plan knows about the rows of a batch of image tuples."""
+    return batch | {
+        "has_hr": images.has_hr[batch["index"]],
+        "camid": images.camid[batch["index"]],
+        "resolution": 1 / batch["scale"],
+    }
+
+
+def _describe_cross(batch, images):
+    """Adds what the plan knows about the rows of a batch of cross tuples."""
+    index, lr_index = batch["index"], batch["lr_index"]
+    has_lr = lr_index >= 0
+    scale = np.where(has_lr, images.scale[lr_index], batch["synthetic_scale"])
+    return batch | {
+        "has_lr": has_lr,
+        "camid": images.camid[index],
+        "lr_camid": np.where(has_lr, images.camid[lr_index], -1),
+        "scale": scale,
+        "resolution": 1 / scale,
+        "synthetic_resolution": 1 / batch["synthetic_scale"],
+    }
+
+
+def _ahead(make, keys, numbers):
+    """Dicts of the arrays `make(number)`, made ahead by several threads, in order."""
+    types = [tf.int32 if key.endswith("index") else tf.float32 for key in keys]
+    dataset = (
+        tf.data.Dataset.range(numbers.start, numbers.stop)
+        .map(
+            lambda number: tf.numpy_function(make, [number], types),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
-        batch = {key: tf.ensure_shape(x, (batch_size,)) for key, x in batch.items()}
-        return batch | {"pixels": pixels, "shape": shape}
-
-    def finish(row):
-        pixels = tf.reshape(row["pixels"], row["shape"])
-        pair = _pair(tf.ensure_shape(pixels, (None, None, 3)), row["scale"], data)
-        pair = augment(pair, row)  # (2, H, W, 3)
-        return {
-            "lr": pair[0],
-            "hr": pair[1],
-            "scale": row["scale"],
-            "index": row["index"],
-        }
-
-    options = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-    return (
-        planned.map(add_pixels, **options)
-        .unbatch()
-        .map(finish, **options)
-        .batch(batch_size, drop_remainder=True)
         .prefetch(2)
     )
+    try:
+        for arrays in dataset.as_numpy_iterator():
+            yield dict(zip(keys, arrays, strict=True))
+    except tf.errors.InvalidArgumentError as error:  # "… ValueError: …\nTraceback …"
+        message = error.message.partition("ValueError: ")[2].partition("\nTraceback")[0]
+        raise ValueError(message or error.message) from None
 
 
 def _find_protocol(config):
+    """The named protocol, with what the config says instead."""
     if config.protocol not in protocols.PROTOCOLS:
         raise ValueError(
             f"Unknown protocol {config.protocol!r}: choose one of "
             f"{', '.join(protocols.PROTOCOLS)}."
         )
-    protocol = protocols.PROTOCOLS[config.protocol]
+    fields = ("lr_cameras", "rate", "scales", "kernel", "rounding", "blur")
+    fields += ("evaluation", "num_draws")
+    changes = {name: value for name in fields if (value := getattr(config, name))}
+    for name in {"lr_cameras", "scales"} & changes.keys():
+        changes[name] = tuple(changes[name])
+    if config.jpeg_quality >= 0:
+        changes["jpeg_quality"] = config.jpeg_quality
     return dataclasses.replace(
-        protocol,
+        protocols.PROTOCOLS[config.protocol],
         seed=config.seed,
         split=config.split,
-        kernel=config.kernel or protocol.kernel,
         val_ids=config.val_ids,
+        **changes,
     )
 
 
-def _find_builder(dataset, cache_dir):
+def _find_builder(dataset, config):
     """The TFDS builder of "name" or "name/config", from the file of that name."""
+    cache_dir = config.cache_dir or None
+    if dataset == "folder":
+        return folder.open_folder(
+            config.dir,
+            table=config.table,
+            pattern=config.pattern,
+            no_camera=config.no_camera,
+            cache_dir=cache_dir,
+        )
     name, _, builder_config = dataset.partition("/")
     importlib.import_module(f"input_pipeline.datasets.{name}")
-    return tfds.builder_cls(name)(
-        config=builder_config or None, data_dir=cache_dir or None
+    return tfds.builder_cls(name)(config=builder_config or None, data_dir=cache_dir)
+
+
+def _quarantine(plan, index, config, folder):
+    """The plan without training images that cannot be read, and their names."""
+    advice = (
+        f"Replace it by an intact copy, and delete {folder}: it is then built again."
     )
+    unreadable = index.height == 0
+    for side in ("query", "gallery", "val_query", "val_gallery"):
+        images = getattr(plan, side)
+        if (bad := unreadable[images.record]).any():
+            raise ValueError(
+                f"{images.name[bad][0]}: not a readable image, and none may be missing "
+                f"in {side} (of {bad.sum()} there). {advice}"
+            )
+    bad = unreadable[plan.train.record]
+    names = plan.train.name[bad].tolist()
+    if len(names) > config.max_quarantined:
+        raise ValueError(
+            f"{names[0]}: not a readable image, like {len(names)} training images in "
+            f"all, of which at most {config.max_quarantined} may be left out "
+            f"(config.data.max_quarantined). {advice}"
+        )
+    train = protocols.Images(*(column[~bad] for column in plan.train))
+    return plan._replace(train=train), names
 
 
-def _pair(pixels, scale, data):
-    """(LR, HR) at the input size: (2, H, W, 3) float32 in [0, 1]."""
-    size = tuple(data.config.image_size)
-    kernel = data.plan.protocol.kernel
-    hr = transforms.fit(pixels, size, data.config.resize)
-    lr = tf.cond(
-        tf.equal(scale, 1),
-        lambda: hr,
-        lambda: transforms.fit(transforms.degrade(pixels, scale, kernel), size),
-    )
-    return tf.stack([lr, hr])
-
-
-def _describe(batch, images):
-    """Adds what the plan knows about the rows of a batch."""
-    return batch | {
-        "has_hr": images.has_hr[batch["index"]],
-        "camid": images.camid[batch["index"]],
-        "resolution": (1.0 / batch["scale"]).astype(np.float32),
-    }
-
-
-def _iterate(dataset):
-    """NumPy batches; an error of `_load` comes out as it went into TensorFlow."""
-    try:
-        yield from dataset.as_numpy_iterator()
-    except tf.errors.InvalidArgumentError as error:  # "… ValueError: …\nTraceback …"
-        message = error.message.partition("ValueError: ")[2].partition("\nTraceback")[0]
-        raise ValueError(message or error.message) from None
+def _check_tuples(plan, tuples):
+    """Raises ValueError where the protocol has nothing to make such tuples of."""
+    protocol = plan.protocol
+    if tuples != "image" and set(protocol.scales) == {1}:
+        raise ValueError(
+            f"tuples={tuples!r} needs a protocol that down-samples, found "
+            f"{protocol.name}, whose scales are all 1."
+        )
+    if tuples == "cross" and (plan.train.low.all() or not plan.train.low.any()):
+        raise ValueError(
+            "tuples='cross' needs training images of high and of low resolution, found "
+            f"one kind alone under {protocol.name}."
+        )

@@ -18,42 +18,139 @@ from input_pipeline.datasets import records
 
 KERNELS = ("area", "bilinear", "bicubic", "lanczos")
 SEARCHED = (("query", "gallery"), ("val_query", "val_gallery"))  # in each other
+_KNOWN = {
+    "low_resolution": ("none", "camera", "half", "per_identity", "real", "all"),
+    "rate": ("per_identity", "per_image"),
+    "kernel": KERNELS,
+    "rounding": ("floor", "nearest", "ceil"),
+    "evaluation": ("single_shot", "multi_shot"),
+}
+# Streams of random numbers; the order of the identities has stream 0.
+_LOW, _RATES, _SHOTS = range(1, 4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Who trains, who is searched for, and which of their images are low-resolution.
 
-    With `num_train` and `num_test`, identities are put in random order by (seed,
-    split); the first `num_train` of them train and the next `num_test` are searched
-    for. Without, they are those of the official split, to which the makers of the data
-    set gave roles.
+    *Identities.* With `num_train` and `num_test`, identities are put in random order by
+    (seed, split); the first `num_train` of them train and the next `num_test` are
+    searched for. Without, they are those of an official split, to which the makers of
+    the data set gave roles; where there are several, `split` is its number, and where
+    there is none, one half of the identities trains. Junk (identities below 0) is never
+    used.
 
-    With `lr_camera`, a multiple-low-resolution (MLR) set is made. On either side the
-    images of `lr_camera` are low-resolution: the identities, in that order, are cut
-    into as many equal parts as there are scales, and part i is down-sampled by
-    `scales[i]`, as SING does (Jiao et al., AAAI 2018). Query are the test images of
-    `lr_camera`, gallery those of all other cameras. Without, all images stay as they
-    are, and query and gallery are the official ones, junk left out.
+    *Low resolution.* `low_resolution` says which images are low-resolution:
+      "none": none of them;
+      "camera": those of `lr_cameras`;
+      "half": half of the images of each identity, drawn (JBIM's MLR-Market-1501);
+      "per_identity": those of one camera of each identity, drawn;
+      "real": those of the camera whose images are the smaller ones in the mean, as they
+        are; identities that it or the others do not see are set aside (CAVIAR);
+      "all": all of them.
+    Query are then the low-resolution test images, gallery the others. Under "none" and
+    "all", query and gallery are the official ones; where there are none, the first
+    image of each identity in each camera is a query.
+
+    *Degradation.* Low-resolution images that are not real are down-sampled, at a rate
+    of `scales`, which are dealt out in equal shares: "per_image", or "per_identity",
+    where the identities, in their order, are cut into equal parts (SING; Jiao et al.,
+    AAAI 2018). One scale is everybody's. With `widths`, equal shares get these widths
+    in pixels instead, but never more than their own.
 
     With `val_ids`, so many of the training identities are held out, the same share of
     every scale. Their images become a query and a gallery on which a checkpoint can be
-    chosen without a look at the test identities, which stay the same. Without an
-    `lr_camera`, their query is the first image of each in each camera.
+    chosen without a look at the test identities, which stay the same.
     """
 
     name: str
     dataset: str  # file in input_pipeline/datasets, perhaps "/" a TFDS config
     num_train: int | None = None  # identities
     num_test: int | None = None  # identities
-    lr_camera: int | None = None
+    tested: tuple[str, ...] = ("query", "gallery", "test", "distractor")  # roles
+    num_shots: int = 0  # images of an identity in a camera, drawn; 0: all
+    low_resolution: Literal["none", "camera", "half", "per_identity", "real", "all"] = (
+        "camera"
+    )
+    lr_cameras: tuple[int, ...] = ()
+    rate: Literal["per_identity", "per_image"] = "per_image"
     scales: tuple[int, ...] = (2, 3, 4)
+    widths: tuple[int, ...] = ()  # pixels
     kernel: str = "bicubic"  # of down-sampling, one of KERNELS
+    rounding: Literal["floor", "nearest", "ceil"] = "floor"  # of the sizes
+    blur: float = 0.0  # before it: standard deviation in pixels of the original
+    jpeg_quality: int = 0  # 1 to 95, of the stored image; 0: lossless
     seed: int = 0
-    split: int = 0  # the number of the random split
+    split: int = 0  # the number of the split
     val_ids: int = 0  # training identities that are held out
     evaluation: Literal["single_shot", "multi_shot"] = "single_shot"  # of main scores
+    num_draws: int = 100  # galleries of the single-shot scores; 0: no such scores
 
+    def __post_init__(self):
+        for field, known in _KNOWN.items():
+            if (found := getattr(self, field)) not in known:
+                raise ValueError(
+                    f"Protocol {self.name}: {field} must be one of "
+                    f"{', '.join(known)}, found {found!r}."
+                )
+        if self.low_resolution == "camera" and not self.lr_cameras:
+            raise ValueError(
+                f"Protocol {self.name} does not know which cameras are low-resolution: "
+                'name them, as in lr_cameras="(1,)".'
+            )
+        if not self.scales or min(self.scales) < 1:
+            raise ValueError(
+                f"Protocol {self.name}: scales must be whole numbers from 1 on, found "
+                f"{self.scales}."
+            )
+        if not 0 <= self.jpeg_quality <= 95 or self.blur < 0:
+            raise ValueError(
+                f"Protocol {self.name}: jpeg_quality must be from 0 to 95 and blur not "
+                f"negative, found {self.jpeg_quality} and {self.blur}."
+            )
+        if self.evaluation == "single_shot" and self.num_draws < 1:
+            raise ValueError(
+                f"Protocol {self.name}: single-shot scores need num_draws of at least "
+                f"1, found {self.num_draws}."
+            )
+
+
+# Market-1501's official evaluation ranks every image of the gallery.
+_OFFICIAL = Protocol(
+    name="",
+    dataset="",
+    low_resolution="none",
+    scales=(1,),
+    evaluation="multi_shot",
+    num_draws=0,
+)
+_VIPER = Protocol(
+    name="mlr_viper",
+    dataset="viper",
+    num_train=316,
+    num_test=316,
+    lr_cameras=(0,),  # cam_a, as in SING
+    rate="per_identity",  # as in SING
+)
+# Five pairs of cameras, of each of which the first view is low-resolution.
+_CUHK03 = Protocol(
+    name="mlr_cuhk03", dataset="cuhk03/detected", lr_cameras=(0, 2, 4, 6, 8)
+)
+# PS-HRNet prints 2,825 queries against 10,290 gallery images; camera 3 comes nearest,
+# with 2,822 against 10,293, where the official queries and the distractors are left
+# out. "The same rate" for all, as PS-HRNet and DGRL write, is scales=(2,), (3,) or
+# (4,): they do not say which.
+_MARKET = Protocol(
+    name="mlr_market1501",
+    dataset="market1501",
+    tested=("gallery",),
+    lr_cameras=(3,),
+    evaluation="multi_shot",
+)
+# FFSR+RIFE, sec. 4.1: all images get a width from 12 to 32 pixels.
+_VARYING = dataclasses.replace(
+    _OFFICIAL, low_resolution="all", widths=tuple(range(12, 33))
+)
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -63,7 +160,8 @@ PROTOCOLS = {
             dataset="pedestrians",
             num_train=160,
             num_test=160,
-            lr_camera=0,
+            lr_cameras=(0,),
+            rate="per_identity",
         ),
         # For tests: drawn and stored within a second.
         Protocol(
@@ -71,23 +169,80 @@ PROTOCOLS = {
             dataset="pedestrians/tiny",
             num_train=8,
             num_test=4,
-            lr_camera=0,
+            lr_cameras=(0,),
+            rate="per_identity",
         ),
-        # Half of the identities, ten splits (0 to 9); cam_a is the LR side as in SING.
+        _VIPER,
+        dataclasses.replace(_VIPER, name="viper", scales=(1,)),
         Protocol(
-            name="mlr_viper",
-            dataset="viper",
-            num_train=316,
-            num_test=316,
-            lr_camera=0,
+            name="caviar",
+            dataset="caviar",
+            num_train=25,
+            num_test=25,
+            low_resolution="real",
+            scales=(2, 3, 4),  # of synthetic copies
         ),
-        # The official split, and the official evaluation with single queries.
+        _CUHK03,
+        dataclasses.replace(
+            _CUHK03, name="mlr_cuhk03_labelled", dataset="cuhk03/labelled"
+        ),
+        dataclasses.replace(_CUHK03, name="mlr_cuhk03_merged", dataset="cuhk03/merged"),
+        dataclasses.replace(
+            _OFFICIAL, name="cuhk03_labelled", dataset="cuhk03/labelled_767"
+        ),
+        dataclasses.replace(
+            _OFFICIAL, name="cuhk03_detected", dataset="cuhk03/detected_767"
+        ),
+        _MARKET,
+        # JBIM, sec. 4.1: half of the images of a person; single-shot.
+        dataclasses.replace(
+            _MARKET,
+            name="mlr_market1501_half",
+            tested=("query", "gallery"),
+            low_resolution="half",
+            lr_cameras=(),
+            evaluation="single_shot",
+        ),
+        # VPFA's code: one random camera of each identity.
+        dataclasses.replace(
+            _MARKET,
+            name="mlr_market1501_per_id",
+            tested=("query", "gallery"),
+            low_resolution="per_identity",
+            lr_cameras=(),
+            kernel="lanczos",
+        ),
+        # PRPR's code: camera 1, against everything else, distractors included.
+        dataclasses.replace(
+            _MARKET,
+            name="mlr_market1501_c1",
+            tested=("query", "gallery", "distractor"),
+            lr_cameras=(1,),
+            kernel="bilinear",
+            jpeg_quality=95,  # OpenCV's
+        ),
+        dataclasses.replace(_OFFICIAL, name="market1501", dataset="market1501"),
+        dataclasses.replace(_VARYING, name="vr_market1501", dataset="market1501"),
+        # PS-HRNet draws a camera and does not say which.
+        dataclasses.replace(
+            _MARKET, name="mlr_dukemtmc", dataset="dukemtmc", lr_cameras=(1,)
+        ),
+        dataclasses.replace(_OFFICIAL, name="dukemtmc", dataset="dukemtmc"),
+        dataclasses.replace(_OFFICIAL, name="msmt17", dataset="msmt17/v1"),
+        dataclasses.replace(_OFFICIAL, name="msmt17_v2", dataset="msmt17/v2"),
+        dataclasses.replace(_VARYING, name="vr_msmt17", dataset="msmt17/v1"),
+        # SYSU (Chen et al., TCSVT 2017) by way of a table.
         Protocol(
-            name="market1501",
-            dataset="market1501",
-            scales=(1,),
-            evaluation="multi_shot",
+            name="mlr_sysu",
+            dataset="folder",
+            num_train=251,
+            num_test=251,
+            num_shots=3,
+            lr_cameras=(1,),
         ),
+        # Anyone's own data: the table's split, or half of the identities.
+        dataclasses.replace(_OFFICIAL, name="folder", dataset="folder"),
+        Protocol(name="mlr_folder", dataset="folder", lr_cameras=(1,)),
     )
 }
 
@@ -99,11 +254,15 @@ class Images(NamedTuple):
     name: np.ndarray  # (N,) str
     pid: np.ndarray  # (N,) int64 the data set's own identity numbers
     label: np.ndarray  # (N,) int32 0..M−1 on the training side, −1 on the others
-    camid: np.ndarray  # (N,) int32
-    scale: np.ndarray  # (N,) int32 down-sampling rate; 1 where not degraded
-    height: np.ndarray  # (N,) int32 pixels of the image in the MLR set: ⌊h/scale⌋
-    width: np.ndarray  # (N,) int32 ⌊w/scale⌋
+    camid: np.ndarray  # (N,) int32; −1 where cameras are not known
+    low: np.ndarray  # (N,) bool whether it is low-resolution
     has_hr: np.ndarray  # (N,) bool whether an HR original of it exists
+    scale: (
+        np.ndarray
+    )  # (N,) float32, at least 1: how much smaller than its HR original,
+    # or, where there is none, than the training side's HR images in the mean
+    height: np.ndarray  # (N,) int32 pixels of the image in the MLR set
+    width: np.ndarray  # (N,) int32
 
 
 class Plan(NamedTuple):
@@ -116,6 +275,7 @@ class Plan(NamedTuple):
     val_query: Images  # of the held-out training identities; empty without any
     val_gallery: Images
     num_classes: int  # training identities
+    num_set_aside: int  # identities on no side
 
 
 def make_plan(protocol: Protocol, index: records.Index) -> Plan:
@@ -130,110 +290,273 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
       A `Plan`; the images of each side are in the order of the records.
 
     Raises:
-      ValueError: if the data set has too few identities or no official split, if under
-        an `lr_camera` a test or held-out identity has no image on either side, or if
-        the kernel is unknown.
+      ValueError: if the data set has too few identities, no such official split or no
+        camera numbers where they are needed, or if an identity that may be drawn has
+        no image of high or none of low resolution.
     """
-    if protocol.kernel not in KERNELS:
-        raise ValueError(
-            f"Unknown kernel {protocol.kernel!r}: choose one of {', '.join(KERNELS)}."
-        )
-    official = protocol.num_train is None
-    train_pids, test_pids = (_official if official else _draw)(protocol, index)
-    scale_of = _cut_into_scales(train_pids, protocol.scales)
-    scale_of |= _cut_into_scales(test_pids, protocol.scales)
+    official = protocol.num_train is None and (index.role != "").any()
+    role = _roles(protocol, index) if official else index.role
+    used = index.pid >= 0
+    if official:
+        used &= np.isin(role, ("train", *protocol.tested))
+    if protocol.num_shots:
+        used &= _draw_shots(protocol, index)
+    used = np.flatnonzero(used)
+    num_identities = len(np.unique(index.pid[index.pid >= 0]))
+    index, role = records.Index(*(column[used] for column in index)), role[used]
+
+    low = _is_low(protocol, index)
+    if official:
+        train_pids, test_pids = _official(protocol, index, role)
+    else:
+        train_pids, test_pids = _draw(protocol, _candidates(protocol, index, low))
+    num_set_aside = num_identities - len(train_pids) - len(test_pids)
+    in_train, in_test = (np.isin(index.pid, pids) for pids in (train_pids, test_pids))
+
+    size = np.stack([index.height, index.width])
+    scale = np.ones(len(low))
+    if protocol.low_resolution == "real":
+        scale[low] = _real_scale(size, low, in_train & ~low)
+    else:
+        for part, pids in ((in_train, train_pids), (in_test, test_pids)):
+            rows = np.flatnonzero(part & low)
+            size[:, rows], scale[rows] = _down_sampled(protocol, index, rows, pids)
+    is_query = low
+    if protocol.low_resolution in ("none", "all"):
+        is_query = _official_queries(index, role)
+
     train_pids, val_pids = _hold_out(train_pids, protocol)
+    in_val = np.isin(index.pid, val_pids)
     label_of = {pid: label for label, pid in enumerate(sorted(train_pids.tolist()))}
 
-    if protocol.lr_camera is None:
-        is_query, degraded = _official_queries(index), np.full(len(index.pid), False)
-    else:
-        is_query = degraded = index.camid == protocol.lr_camera
-    in_train, in_val, in_test = (
-        np.isin(index.pid, pids) for pids in (train_pids, val_pids, test_pids)
-    )
-
     def images(chosen):
-        record = np.flatnonzero(chosen)
-        pid = index.pid[record]
-        scale = np.where(degraded[record], [scale_of[p] for p in pid.tolist()], 1)
+        rows = np.flatnonzero(chosen)
+        pid = index.pid[rows]
         return Images(
-            record=record,
-            name=index.name[record],
+            record=used[rows],
+            name=index.name[rows],
             pid=pid,
             label=np.array([label_of.get(p, -1) for p in pid.tolist()], np.int32),
-            camid=index.camid[record].astype(np.int32),
-            scale=scale.astype(np.int32),
-            height=(index.height[record] // scale).astype(np.int32),
-            width=(index.width[record] // scale).astype(np.int32),
-            has_hr=np.full(len(record), True),
+            camid=index.camid[rows].astype(np.int32),
+            low=low[rows],
+            has_hr=~low[rows] | (protocol.low_resolution != "real"),
+            scale=scale[rows].astype(np.float32),
+            height=size[0, rows].astype(np.int32),
+            width=size[1, rows].astype(np.int32),
         )
 
-    plan = Plan(
+    return Plan(
         protocol=protocol,
-        train=images(in_train),
+        train=images(in_train & ~in_val),
         query=images(in_test & is_query),
         gallery=images(in_test & ~is_query),
         val_query=images(in_val & is_query),
         val_gallery=images(in_val & ~is_query),
         num_classes=len(train_pids),
+        num_set_aside=num_set_aside,
     )
-    if protocol.lr_camera is not None:
-        _check_every_identity(plan, test_pids, ("query", "gallery"))
-        _check_every_identity(plan, val_pids, ("val_query", "val_gallery"))
-    return plan
 
 
-def _draw(protocol, index):
-    """(identities that train, that are tested), in the split's random order."""
-    identities = np.unique(index.pid)
-    if len(identities) < protocol.num_train + protocol.num_test:
+def down_sample(size: np.ndarray, scale: np.ndarray | int, rounding: str) -> np.ndarray:
+    """Sizes after down-sampling by whole rates; integer arithmetic alone.
+
+    Args:
+      size: (...) int, pixels.
+      scale: (...) int, at least 1.
+      rounding: "floor", "nearest" (halves up) or "ceil".
+
+    Returns:
+      (...) int, at least 1.
+    """
+    return _multiplied(size, 1, scale, rounding)
+
+
+def _multiplied(size, numerator, denominator, rounding):
+    """`size` · numerator / denominator in whole pixels, at least 1."""
+    extra = {"floor": 0, "nearest": denominator // 2, "ceil": denominator - 1}
+    return np.maximum((size * numerator + extra[rounding]) // denominator, 1)
+
+
+def _roles(protocol, index):
+    """(N,) str: the roles in the official split of that number."""
+    words = np.array([role.split(" ") for role in index.role])  # (N, splits)
+    if protocol.split >= words.shape[1]:
         raise ValueError(
-            f"Protocol {protocol.name} needs {protocol.num_train} training and "
-            f"{protocol.num_test} test identities, found {len(identities)} in the data "
-            f"set {protocol.dataset}."
+            f"Protocol {protocol.name} has {words.shape[1]} official split(s): split "
+            f"must be below that, found {protocol.split}."
+        )
+    role = words[:, protocol.split]
+    for expected in (("train",), protocol.tested):
+        if not np.isin(role, expected).any():
+            raise ValueError(
+                f"Protocol {protocol.name} needs the official split of its data set, "
+                f"found no image with the role {' or '.join(expected)} in "
+                f"{protocol.dataset}."
+            )
+    return role
+
+
+def _random_bits(protocol, index, stream):
+    """(N,) uint64, one for each image, which do not depend on the images' order."""
+    bits = np.empty(len(index.name), np.uint64)
+    bits[np.argsort(index.name)] = sampling.random_bits(
+        len(bits), seed=protocol.seed, position=protocol.split, stream=stream
+    )
+    return bits
+
+
+def _rank_within(groups, bits):
+    """(N,) int: the place of each row in its group, in the order of `bits`."""
+    rank, seen = np.empty(len(bits), int), collections.Counter()
+    for row in np.argsort(bits, kind="stable"):
+        group = tuple(column[row] for column in groups)
+        rank[row] = seen[group]
+        seen[group] += 1
+    return rank
+
+
+def _draw_shots(protocol, index):
+    """(N,) bool: `num_shots` images of each identity in each camera."""
+    bits = _random_bits(protocol, index, _SHOTS)
+    return _rank_within((index.pid, index.camid), bits) < protocol.num_shots
+
+
+def _is_low(protocol, index):
+    """(N,) bool: which images are low-resolution."""
+    which, num_images = protocol.low_resolution, len(index.pid)
+    if which in ("camera", "per_identity", "real") and (index.camid < 0).any():
+        raise ValueError(
+            f"Protocol {protocol.name} needs to know the camera of every image, found "
+            f"{index.name[index.camid < 0][0]} without one. Tell the cameras in the "
+            "table's column camid or in the pattern, or choose a protocol whose "
+            "low_resolution is none, half or all."
+        )
+    if which == "none":
+        return np.full(num_images, False)
+    if which == "all":
+        return np.full(num_images, True)
+    if which == "camera":
+        return np.isin(index.camid, protocol.lr_cameras)
+    if which == "real":
+        return index.camid == _camera_of_the_smaller(protocol, index)
+    if which == "half":
+        rank = _rank_within((index.pid,), _random_bits(protocol, index, _LOW))
+        counts = collections.Counter(index.pid.tolist())
+        return rank < [counts[pid] // 2 for pid in index.pid.tolist()]
+    cameras = np.unique(np.stack([index.pid, index.camid]), axis=1)  # (2, pairs)
+    bits = sampling.random_bits(
+        cameras.shape[1], seed=protocol.seed, position=protocol.split, stream=_LOW
+    )
+    first = _rank_within(cameras[:1], bits) == 0
+    chosen = dict(cameras[:, first].T.tolist())
+    return index.camid == [chosen[pid] for pid in index.pid.tolist()]
+
+
+def _camera_of_the_smaller(protocol, index):
+    """The camera with the smaller images, of identities that more than one sees."""
+    cameras = np.unique(np.stack([index.pid, index.camid]), axis=1)
+    pids, counts = np.unique(cameras[0], return_counts=True)
+    seen_twice = np.isin(index.pid, pids[counts > 1])
+    if not seen_twice.any():
+        raise ValueError(
+            f"Protocol {protocol.name} needs identities that are seen by two cameras, "
+            f"found none in {protocol.dataset}."
+        )
+    area = index.height * index.width
+    camids = np.unique(index.camid[seen_twice])
+    means = [area[seen_twice & (index.camid == camid)].mean() for camid in camids]
+    return camids[np.argmin(means)]
+
+
+def _real_scale(size, low, reference):
+    """(images that are low,) float: by how much they are smaller than the others."""
+    area = size[0] * size[1]
+    mean = int(area[reference].sum()) / max(int(reference.sum()), 1)
+    return np.maximum(np.sqrt(mean / np.maximum(area[low], 1)), 1.0)
+
+
+def _down_sampled(protocol, index, rows, pids):
+    """((2, rows) int sizes, (rows,) float scales) of one part's low-resolution images.
+
+    `pids` are the identities of the part in the split's order.
+    """
+    choices = protocol.widths or protocol.scales
+    dealt = np.empty(len(rows), int)
+    if protocol.rate == "per_identity":
+        shares = [
+            np.isin(index.pid[rows], part)
+            for part in np.array_split(pids, len(choices))
+        ]
+    else:
+        bits = _random_bits(protocol, index, _RATES)[rows]
+        shares = np.array_split(np.argsort(bits), len(choices))
+    for share, choice in zip(shares, choices, strict=True):
+        dealt[share] = choice
+    height, width = index.height[rows], np.maximum(index.width[rows], 1)
+    if not protocol.widths:
+        size = down_sample(np.stack([height, width]), dealt, protocol.rounding)
+        return size, dealt
+    dealt = np.minimum(dealt, width)
+    height = _multiplied(height, dealt, width, protocol.rounding)
+    return np.stack([height, dealt]), width / dealt
+
+
+def _candidates(protocol, index, low):
+    """The identities that may be drawn: those with images of both resolutions."""
+    identities = np.unique(index.pid)
+    if protocol.low_resolution in ("none", "all"):
+        return identities
+    both = np.intersect1d(index.pid[low], index.pid[~low])
+    missing = np.setdiff1d(identities, both)
+    if len(missing) and protocol.low_resolution != "real":
+        raise ValueError(
+            f"Protocol {protocol.name} needs images of low and of high resolution of "
+            f"every identity, found one kind alone of the identities "
+            f"{_some(missing.tolist())} ({index.name[index.pid == missing[0]][0]} …), "
+            "which may be seen by one camera only. Leave them out of the data set, or "
+            "choose other lr_cameras."
+        )
+    return both
+
+
+def _draw(protocol, identities):
+    """(identities that train, that are tested), in the split's random order."""
+    num_train, num_test = protocol.num_train, protocol.num_test
+    if num_train is None:
+        num_train, num_test = len(identities) // 2, (len(identities) + 1) // 2
+    if len(identities) < num_train + num_test:
+        raise ValueError(
+            f"Protocol {protocol.name} needs {num_train} training and {num_test} test "
+            f"identities, found {len(identities)} in the data set {protocol.dataset}."
         )
     order = sampling.permutation(
         len(identities), seed=protocol.seed, position=protocol.split
     )
     train_pids, test_pids, _ = np.split(
-        identities[order],
-        [protocol.num_train, protocol.num_train + protocol.num_test],
+        identities[order], [num_train, num_train + num_test]
     )
     return train_pids, test_pids
 
 
-def _official(protocol, index):
-    """(identities that train, that are tested) by their roles, in random order.
-
-    The gallery's distractors are among the tested ones, junk is not.
-    """
-    for role in ("train", "query", "gallery"):
-        if role not in index.role:
-            raise ValueError(
-                f"Protocol {protocol.name} needs the official split of its data set, "
-                f"found no image with the role {role} in {protocol.dataset}."
-            )
-    if protocol.split != 0:
-        raise ValueError(
-            f"Protocol {protocol.name} has one split, the official one: split must be "
-            f"0, found {protocol.split}."
-        )
-    trains = index.role == "train"
-    parts = (
-        np.unique(index.pid[part & (index.pid >= 0)]) for part in (trains, ~trains)
-    )
+def _official(protocol, index, role):
+    """(identities that train, that are tested) by their roles, in random order."""
+    trains = role == "train"
     return tuple(
-        pids[sampling.permutation(len(pids), seed=protocol.seed)] for pids in parts
+        pids[
+            sampling.permutation(len(pids), seed=protocol.seed, position=protocol.split)
+        ]
+        for pids in (np.unique(index.pid[part]) for part in (trains, ~trains))
     )
 
 
-def _official_queries(index):
-    """(N,) bool: official queries; of who trains, one image in each camera, too."""
-    seen = np.stack([index.pid, index.camid])
+def _official_queries(index, role):
+    """(N,) bool: official queries; where there are none, one image in each camera."""
+    order = np.argsort(index.name)
+    seen = np.stack([index.pid, index.camid])[:, order]
     _, first = np.unique(seen, axis=1, return_index=True)
-    is_first = np.isin(np.arange(len(index.pid)), first)
-    return np.where(index.role == "train", is_first, index.role == "query")
+    is_first = np.isin(np.arange(len(index.pid)), order[first])
+    told = np.isin(role, ("query", "gallery", "distractor"))
+    return np.where(told, role == "query", is_first)
 
 
 def _hold_out(train_pids, protocol):
@@ -255,28 +578,17 @@ def _hold_out(train_pids, protocol):
     return train_pids[~held_out], train_pids[held_out]
 
 
-def _check_every_identity(plan, pids, sides):
-    for side in sides:
-        missing = np.setdiff1d(pids, getattr(plan, side).pid)
-        if len(missing):
-            raise ValueError(
-                f"Protocol {plan.protocol.name} needs an image of every identity that "
-                f"is searched for in {side}, found none of the identities "
-                f"{_some(missing.tolist())}."
-            )
-
-
 def check_disjoint(plan: Plan, sha256: np.ndarray) -> None:
     """Checks that nothing of one side is seen on another where it must not be.
 
     Args:
       plan: a `Plan`.
-      sha256: (N,) str digest of the encoded bytes of every record.
+      sha256: (N,) str digest of the decoded pixels of every record.
 
     Raises:
       ValueError: if two of the three groups of identities (training, held out, test)
         share one, or if two sides share an image: the same record, or another record
-        of the same bytes.
+        of the same pixels.
     """
     for one, other in itertools.combinations(_sides(plan), 2):
         a, b = getattr(plan, one), getattr(plan, other)
@@ -291,7 +603,7 @@ def check_disjoint(plan: Plan, sha256: np.ndarray) -> None:
             raise ValueError(
                 f"Protocol {plan.protocol.name} leaks: the images "
                 f"{_some(a.name[in_both].tolist())} of {one} are also in {other}, "
-                "as the same file or under another name with the same bytes."
+                "as the same file or under another name with the same pixels."
             )
 
 
@@ -307,23 +619,29 @@ def _sides(plan):
 def manifest(plan: Plan) -> dict[str, Any]:
     """What exactly was trained and tested on, as a JSON-able dict.
 
-    Its `sha256` covers the protocol's fields except `val_ids` (the sides of the images
-    tell who is held out) and, for every image, side, name, pid, camid, scale and size,
-    but no pixels: equal hashes mean equal protocols. How the ranking is scored is not
-    part of it; the results say that.
+    Its `sha256` covers the protocol's name, its data set, those of its fields that are
+    not at their defaults, and for every image side, name, pid, camid, scale and size,
+    but no pixels: equal hashes mean equal protocols. (`val_ids` is not among the
+    fields: the sides of the images tell who is held out.)
 
     Args:
       plan: a `Plan`.
 
     Returns:
-      `protocol`, its fields; `counts`, by side, of identities and images and of images
-      by camera and by scale; `sha256`, in hexadecimal digits.
+      `protocol`, its fields; `counts`, by side, of identities and images, of images by
+      camera and by scale, in whole numbers, and the smallest and the largest height and
+      width; `set_aside`, identities on no side; `sha256`, in hexadecimal digits.
     """
     fields = dataclasses.asdict(plan.protocol)
-    del fields["evaluation"]
+    defaults = {x.name: x.default for x in dataclasses.fields(Protocol)}
+    head = {
+        name: value
+        for name, value in fields.items()
+        if value != defaults[name] and name != "val_ids"
+    }
     sides = {side: getattr(plan, side) for side in _sides(plan)}
     lines = [
-        f"{side} {name} {pid} {camid} x{scale} {width}x{height}"
+        f"{side} {name} {pid} {camid} x{scale:g} {width}x{height}"
         for side, images in sides.items()
         for name, pid, camid, scale, width, height in zip(
             *(images.name, images.pid, images.camid, images.scale),
@@ -331,32 +649,23 @@ def manifest(plan: Plan) -> dict[str, Any]:
             strict=True,
         )
     ]
-    # The lines tell who is held out, and the hash stays the same where nobody is.
-    head = {name: value for name, value in fields.items() if name != "val_ids"}
     text = "\n".join([json.dumps(head, sort_keys=True), *sorted(lines)])
     counts = {
         side: {
             "identities": len(np.unique(images.pid)),
             "images": len(images.pid),
             "cameras": _count(images.camid),
-            "scales": _count(images.scale),
+            "scales": _count(np.rint(images.scale).astype(int)),
+            "heights": [int(images.height.min()), int(images.height.max())],
+            "widths": [int(images.width.min()), int(images.width.max())],
         }
         for side, images in sides.items()
     }
     return {
         "protocol": fields,
         "counts": counts,
+        "set_aside": plan.num_set_aside,
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-
-
-def _cut_into_scales(pids, scales):
-    """{pid: scale}: equal parts of `pids`, in their order, one for each scale."""
-    parts = np.array_split(pids, len(scales))
-    return {
-        pid: scale
-        for part, scale in zip(parts, scales, strict=True)
-        for pid in part.tolist()
     }
 
 

@@ -1,17 +1,26 @@
-"""Degradation, resizing and augmentation of single images and pairs, in TensorFlow ops.
+"""Degradation, resizing and augmentation of single images, in NumPy.
+
+An image is resized by the weights of TensorFlow's own resizing, which are kept: nearly
+all images of a data set have a few sizes. Their sums are taken here, and not by a
+matrix product, since the threads of a BLAS library and those that make batches get in
+each other's way.
 
 Rounding happens in one place only: a degraded image is a stored file, so `degrade`
 rounds to the 256 levels. `fit` does not round; it clips the overshoot of bicubic
 interpolation.
 """
 
-from collections.abc import Sequence
+import functools
+import io
 
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from crossres_jax.ops.images import IMAGENET_MEAN
 
 _TRIES = 5  # of a random rectangle; one in twenty does not fit into a picture of 2:1
+NUM_DRAWS = 4 + 4 * _TRIES  # random numbers that `augment` needs
 _METHODS = {
     "area": tf.image.ResizeMethod.AREA,
     "bilinear": tf.image.ResizeMethod.BILINEAR,
@@ -20,7 +29,9 @@ _METHODS = {
 }
 
 
-def resize(image: tf.Tensor, size: Sequence[int] | tf.Tensor, kernel: str) -> tf.Tensor:
+def resize(
+    image: np.ndarray, size: tuple[int, int], kernel: str, *, blur: float = 0.0
+) -> np.ndarray:
     """The one way in which images are resized: antialiased, on float pixels.
 
     Pillow on float images (mode "F") and `jax.image.resize` agree to a few thousandths
@@ -32,36 +43,54 @@ def resize(image: tf.Tensor, size: Sequence[int] | tf.Tensor, kernel: str) -> tf
       image: (h, w, 3) uint8.
       size: (height, width).
       kernel: "area", "bilinear", "bicubic" or "lanczos".
+      blur: standard deviation, in pixels of `image`, of a Gaussian blur before it.
 
     Returns:
-      (height, width, 3) float32 grey levels, neither rounded nor clipped; an image of
-      that size is returned as it is.
+      (height, width, 3) float32 grey levels, neither rounded nor clipped; without blur
+      an image of that size is returned as it is.
     """
-    pixels = tf.cast(image, tf.float32)
-    return tf.cond(
-        tf.reduce_all(tf.equal(tf.shape(image)[:2], size)),
-        lambda: pixels,
-        lambda: tf.image.resize(pixels, size, _METHODS[kernel], antialias=True),
-    )
+    (h, w, _), (height, width) = image.shape, size
+    if (h, w) == (height, width) and not blur:
+        return image.astype(np.float32)
+    pixels = image.transpose(1, 0, 2).reshape(w, h * 3).astype(np.float32)
+    pixels = _resize_rows(pixels, width, kernel, blur).reshape(width, h, 3)
+    pixels = pixels.transpose(1, 0, 2).reshape(h, width * 3)
+    return _resize_rows(pixels, height, kernel, blur).reshape(height, width, 3)
 
 
-def degrade(image: tf.Tensor, scale: int | tf.Tensor, kernel: str) -> tf.Tensor:
+def degrade(
+    image: np.ndarray,
+    size: tuple[int, int],
+    kernel: str,
+    *,
+    blur: float = 0.0,
+    jpeg_quality: int = 0,
+) -> np.ndarray:
     """The low-resolution image that an MLR set stores.
 
     Args:
       image: (H, W, 3) uint8.
-      scale: () int, the down-sampling rate; 1 leaves the image as it is.
+      size: (height, width) of the low-resolution image.
       kernel: "area", "bilinear", "bicubic" or "lanczos".
+      blur: standard deviation, in pixels of `image`, of a Gaussian blur before it.
+      jpeg_quality: 1 to 95, at which Pillow compresses the result; 0 stores it
+        losslessly.
 
     Returns:
-      (⌊H/scale⌋, ⌊W/scale⌋, 3) uint8, rounded and clipped.
+      (height, width, 3) uint8, rounded and clipped.
     """
-    size = tf.shape(image)[:2] // tf.cast(scale, tf.int32)
-    pixels = tf.round(resize(image, size, kernel))
-    return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
+    pixels = resize(image, size, kernel, blur=blur)
+    pixels = np.rint(pixels).clip(0, 255).astype(np.uint8)
+    if not jpeg_quality:
+        return pixels
+    stored = io.BytesIO()
+    Image.fromarray(pixels).save(stored, format="jpeg", quality=jpeg_quality)
+    return np.asarray(Image.open(stored))
 
 
-def fit(image: tf.Tensor, size: Sequence[int], kernel: str = "bicubic") -> tf.Tensor:
+def fit(
+    image: np.ndarray, size: tuple[int, int], kernel: str = "bicubic"
+) -> np.ndarray:
     """An image at the input size of the networks, by antialiased resizing.
 
     Every image goes through here once, high- and low-resolution alike.
@@ -74,19 +103,51 @@ def fit(image: tf.Tensor, size: Sequence[int], kernel: str = "bicubic") -> tf.Te
     Returns:
       (height, width, 3) float32 in [0, 1].
     """
-    pixels = tf.ensure_shape(resize(image, size, kernel), (*size, 3))
-    return tf.clip_by_value(pixels, 0.0, 255.0) / 255.0
+    pixels = resize(image, size, kernel)
+    pixels = np.clip(pixels, 0.0, 255.0, out=pixels)
+    return np.divide(pixels, np.float32(255), out=pixels)
+
+
+def _resize_rows(pixels, num_rows, kernel, blur):
+    """(n, D) float32 → (num_rows, D): each row a weighted sum of a few old ones."""
+    places, weights = _weights(len(pixels), num_rows, kernel, blur)
+    result = np.zeros((num_rows, pixels.shape[1]), np.float32)
+    part = np.empty_like(result)
+    for place, weight in zip(places, weights, strict=True):
+        np.take(pixels, place, axis=0, out=part, mode="clip")
+        part *= weight[:, None]
+        result += part
+    return result
+
+
+@functools.lru_cache(maxsize=1024)
+def _weights(old, new, kernel, blur):
+    """Which old rows make a new one, (T, new) int, and by which weights, float32."""
+    columns = tf.eye(old)[..., None]
+    resized = tf.image.resize(columns, (new, old), _METHODS[kernel], antialias=True)
+    weights = resized.numpy()[..., 0]  # (new, old)
+    if blur:
+        rows = np.arange(old)
+        gauss = np.exp(-0.5 * ((rows[:, None] - rows) / blur) ** 2)
+        weights = weights @ (gauss / gauss.sum(1, keepdims=True))
+    used = np.abs(weights) > 1e-6
+    first = used.argmax(1)
+    last = old - used[:, ::-1].argmax(1)
+    num_taps = (last - first).max()
+    places = np.minimum(first, old - num_taps)[:, None] + np.arange(num_taps)
+    taken = np.take_along_axis(weights, places, 1)
+    return places.T.copy(), taken.T.astype(np.float32)
 
 
 def augment(
-    images: tf.Tensor,
-    seed: Sequence[int | tf.Tensor] | tf.Tensor,
+    image: np.ndarray,
+    draws: np.ndarray,
     *,
     flip: float,
     pad: int,
     erase: float = 0.0,
-) -> tf.Tensor:
-    """Flips, pads, crops and erases all given images in the same way.
+) -> np.ndarray:
+    """Flips, pads, crops and erases an image; equal draws do the same to each image.
 
     The usual augmentation of person re-ID: a mirror image with probability `flip`, then
     a black border of `pad` pixels and a crop of the original size at a random offset,
@@ -94,42 +155,38 @@ def augment(
     arXiv:1708.04896, and Luo et al., arXiv:1903.07071, sec. 3.2).
 
     Args:
-      images: (N, H, W, 3) float32 in [0, 1]: versions of one image, such as its HR
-        original and its LR copy.
-      seed: (2,) int64, on which alone the result depends.
+      image: (H, W, 3) float32 in [0, 1].
+      draws: (NUM_DRAWS,) float in [0, 1), on which alone the augmentation depends.
       flip: probability of the mirror image.
       pad: pixels, the largest shift in each direction.
       erase: probability of the rectangle.
 
     Returns:
-      (N, H, W, 3) float32.
+      (H, W, 3) float32.
     """
-    shape = tf.shape(images)
-    coin, top, left = tf.unstack(tf.random.stateless_uniform([3], seed, alg="philox"))
-    images = tf.cond(coin < flip, lambda: images[:, :, ::-1], lambda: images)
-    images = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-    top, left = (tf.cast(u * (2 * pad + 1), tf.int32) for u in (top, left))
-    images = tf.slice(images, [0, top, left, 0], shape)
-    return _erase(images, seed, erase) if erase else images
+    height, width, _ = image.shape
+    coin, top, left, coin_erase, *rectangles = draws.tolist()
+    if coin < flip:
+        image = image[:, ::-1]
+    top, left = (int(draw * (2 * pad + 1)) - pad for draw in (top, left))
+    result = np.zeros_like(image)
+    result[max(-top, 0) : height - top, max(-left, 0) : width - left] = image[
+        max(top, 0) : height + top, max(left, 0) : width + left
+    ]
+    if coin_erase < erase:
+        _erase(result, rectangles)
+    return result
 
 
-def _erase(images, seed, probability):
+def _erase(image, draws):
     """A rectangle of 2% to 40% of the area and a ratio of sides from 0.3 to 1/0.3."""
-    seed = tf.random.experimental.stateless_fold_in(tf.convert_to_tensor(seed), 1)
-    coin, *uniform = tf.unstack(
-        tf.random.stateless_uniform([1 + 4 * _TRIES], seed, alg="philox")
-    )
-    area, ratio, top, left = tf.unstack(tf.reshape(tf.stack(uniform), [4, _TRIES]))
-    height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
-    area = (0.02 + 0.38 * area) * height * width
-    ratio = 0.3 + (1 / 0.3 - 0.3) * ratio  # height by width
-    tall, wide = tf.round(tf.sqrt(area * ratio)), tf.round(tf.sqrt(area / ratio))
-    fits = (tall < height) & (wide < width)
-    first = tf.argmax(tf.cast(fits, tf.int32))  # of the tries whose rectangle fits
-    top = tf.floor(top * (height - tall + 1))[first]
-    left = tf.floor(left * (width - wide + 1))[first]
-    rows, columns = tf.range(height)[:, None], tf.range(width)[None, :]
-    inside = (rows >= top) & (rows < top + tall[first])
-    inside &= (columns >= left) & (columns < left + wide[first])
-    erased = inside & (coin < probability) & fits[first]
-    return tf.where(erased[:, :, None], IMAGENET_MEAN, images)
+    height, width, _ = image.shape
+    for i in range(0, len(draws), 4):
+        area, ratio, top, left = draws[i : i + 4]
+        area = (0.02 + 0.38 * area) * height * width
+        ratio = 0.3 + (1 / 0.3 - 0.3) * ratio  # height by width
+        tall, wide = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if tall < height and wide < width:
+            top, left = int(top * (height - tall + 1)), int(left * (width - wide + 1))
+            image[top : top + tall, left : left + wide] = IMAGENET_MEAN
+            return

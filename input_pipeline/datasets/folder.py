@@ -1,0 +1,233 @@
+"""Anyone's own pictures: a folder with a table, or with names that follow a pattern."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from input_pipeline.datasets import archives, records
+
+ROLES = ("train", "query", "gallery", "distractor", "test")
+
+
+class Row(NamedTuple):
+    """One picture."""
+
+    path: str  # in the folder, with /
+    pid: int
+    camid: int  # −1 where cameras are not known
+    role: str  # as in `records.Index`
+
+
+@dataclasses.dataclass(kw_only=True)
+class FolderConfig(tfds.core.BuilderConfig):
+    """Which pictures, from where."""
+
+    folder: str
+    rows: tuple[Row, ...]
+
+
+class Folder(tfds.core.GeneratorBasedBuilder):
+    """Pictures of a folder; `open_folder` says which."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return records.dataset_info(self, "Pictures of a folder.")
+
+    def _split_generators(self, dl_manager):
+        return records.split_generators(self, self._generate_examples())
+
+    def _generate_examples(self):
+        folder = Path(self.builder_config.folder)
+        for key, row in enumerate(self.builder_config.rows):
+            yield (
+                key,
+                records.record(
+                    row.path,
+                    (folder / row.path).read_bytes(),
+                    pid=row.pid,
+                    camid=row.camid,
+                    role=row.role,
+                ),
+            )
+
+
+def open_folder(
+    folder: str,
+    *,
+    table: str,
+    pattern: str,
+    no_camera: bool,
+    cache_dir: str | None,
+) -> Folder:
+    """The builder of the pictures of a folder, anew whenever one of them changes.
+
+    Args:
+      folder: where the pictures lie, in folders of it or not.
+      table: name of a CSV file in it, whose columns are `pid`, `camid`, `path` and, if
+        there is a split, `split` (train, test) and `role` (query, gallery, distractor).
+        Identities and cameras are numbers or any text; numbers below 0 are junk.
+      pattern: regex of the paths in the folder, with the named groups `pid` and `camid`
+        and perhaps `split` and `role`; if given, all pictures count and no table is
+        read.
+      no_camera: whether cameras are not known; `camid` is then not looked at.
+      cache_dir: where built data sets are kept, None for TFDS's own place.
+
+    Returns:
+      A builder for `records.open_records`.
+
+    Raises:
+      ValueError: naming the file, and the line or picture, if the table or the pattern
+        does not tell what is needed.
+    """
+    top = Path(folder or ".")
+    if not folder or not top.is_dir():
+        raise ValueError(
+            f"{folder or 'config.data.dir'}: expected the folder with your pictures. "
+            "Name it by --config.data.dir."
+        )
+    columns = ("path", "pid") if no_camera else ("path", "pid", "camid")
+    if pattern:
+        told, place = _match_names(top, pattern, columns), "config.data.pattern"
+    else:
+        told, place = _read_table(top / table, columns), str(top / table)
+    rows = _rows(told, place, no_camera)
+    state = []
+    for row in rows:
+        file = (top / row.path).stat()
+        state.append([*row, file.st_size, file.st_mtime_ns])
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    config = FolderConfig(name=key, folder=str(top), rows=rows)
+    return Folder(config=config, data_dir=cache_dir)
+
+
+def fingerprint(index: records.Index) -> str:
+    """What a folder holds, in 16 hexadecimal digits: the same on every machine."""
+    columns = (index.name, index.pid, index.camid, index.role, index.sha256)
+    rows = sorted(zip(*(column.tolist() for column in columns), strict=True))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _read_table(path, columns):
+    """{line: {column: text}} of a CSV file."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file, expected a table of your pictures with the columns "
+            f"{', '.join(columns)} and perhaps split, role. Write it, name another by "
+            "--config.data.table, or give --config.data.pattern."
+        )
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        found = reader.fieldnames or []
+        if missing := [column for column in columns if column not in found]:
+            advice = (
+                " Where no cameras are known, say --config.data.no_camera=True."
+                if "camid" in missing
+                else ""
+            )
+            raise ValueError(
+                f"{path}: expected the columns {', '.join(columns)} in its first line, "
+                f"found {', '.join(found) or 'nothing'}: add "
+                f"{', '.join(missing)}.{advice}"
+            )
+        told = {f"line {reader.line_num}": row for row in reader}
+    for line, row in told.items():
+        name = Path(row["path"] or "/")
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(
+                f"{path}, {line}: expected the path of a picture in {path.parent}, "
+                f"found {row['path']!r}."
+            )
+        if not (path.parent / name).is_file():
+            raise ValueError(
+                f"{path}, {line}: {row['path']} is not in {path.parent}. Put the "
+                "picture there, or take the line out."
+            )
+    return told
+
+
+def _match_names(folder, pattern, columns):
+    """{path: {column: text}} of all pictures of a folder."""
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"config.data.pattern={pattern}: not a regular expression ({error})."
+        ) from error
+    if missing := [name for name in columns[1:] if name not in regex.groupindex]:
+        raise ValueError(
+            f"config.data.pattern={pattern}: expected the named groups "
+            f"{', '.join(columns[1:])}, as in (?P<pid>\\d+)_c(?P<camid>\\d+).*, found "
+            f"no {', '.join(missing)}. Where no cameras are known, say "
+            "--config.data.no_camera=True."
+        )
+    told = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in archives.PICTURES or path.name.startswith("._"):
+            continue
+        name = path.relative_to(folder).as_posix()
+        match = regex.fullmatch(name)
+        if match is None:
+            raise ValueError(
+                f"{path}: expected {pattern} to match {name}, as all pictures of the "
+                "folder. Move the picture elsewhere, or widen the pattern."
+            )
+        told[name] = {**match.groupdict(), "path": name}
+    return told
+
+
+def _rows(told, place, no_camera):
+    """Rows, in the order of their paths, from {where: {column: text}}."""
+    if not told:
+        raise ValueError(f"{place}: expected pictures, found none.")
+    for where, row in told.items():
+        if empty := [x for x in ("pid", "camid") if x in row and not row[x]]:
+            raise ValueError(f"{place}, {where}: expected a {empty[0]}, found none.")
+    paths = [Path(row["path"]).as_posix() for row in told.values()]
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise ValueError(
+            f"{place}: expected each picture once, found {min(twice)} more than once."
+        )
+    roles = [_role(row, f"{place}, {where}") for where, row in told.items()]
+    if "" in roles and any(roles):
+        where = list(told)[roles.index("")]
+        raise ValueError(
+            f"{place}, {where}: expected a split for every picture or for none, found "
+            "none here."
+        )
+    pids = _numbers([row["pid"] for row in told.values()])
+    camids = [-1] * len(told)
+    if not no_camera:
+        camids = _numbers([row["camid"] for row in told.values()])
+    return tuple(sorted(map(Row, paths, pids, camids, roles)))
+
+
+def _role(row, where):
+    split, role = (row.get(name) or "" for name in ("split", "role"))
+    if split not in ("", "train", "test") or role not in ("", *ROLES):
+        raise ValueError(
+            f"{where}: expected a split of train or test and a role of "
+            f"{', '.join(ROLES)}, found {split!r} and {role!r}."
+        )
+    if (split == "train" and role not in ("", "train")) or (
+        split == "test" and role == "train"
+    ):
+        raise ValueError(
+            f"{where}: the split {split} does not go with the role {role}."
+        )
+    return role or split
+
+
+def _numbers(texts):
+    """The texts as numbers or, if one of them is none, numbered in sorted order."""
+    try:
+        return [int(text) for text in texts]
+    except ValueError:
+        order = {text: number for number, text in enumerate(sorted(set(texts)))}
+        return [order[text] for text in texts]
