@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import market1501
+from input_pipeline.datasets import archives, dukemtmc, market1501
 
 
 @pytest.fixture(scope="session")
@@ -125,3 +125,51 @@ def make_config(cache_dir):
         return SimpleNamespace(**fields | changes)
 
     return make
+
+
+@pytest.fixture
+def duke_files(monkeypatch):
+    """{path: bytes} of a generated DukeMTMC-reID, which is complete for the test."""
+    cameras = {
+        "bounding_box_train": {1: "12", 7: "128"},
+        "query": {2: "18", 5: "3"},
+        "bounding_box_test": {2: "1188", 5: "34", 7101: "66"},  # one distractor
+    }
+    counts = {
+        "bounding_box_train": archives.Counts(5, 2),
+        "query": archives.Counts(3, 2),
+        "bounding_box_test": archives.Counts(8, 3),
+    }
+    monkeypatch.setattr(dukemtmc, "COMPLETE", counts)
+    return {
+        f"DukeMTMC-reID/{folder}/{pid:04d}_c{camid}_f{44158 + frame:07d}.jpg": _picture(
+            20 + pid % 7, 10 + frame
+        )
+        for folder, of_identity in cameras.items()
+        for pid, camids in of_identity.items()
+        for frame, camid in enumerate(camids)
+    }
+
+
+def _picture(height, width):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3))
+    encoded = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(encoded, format="jpeg")
+    return encoded.getvalue()
+
+
+@pytest.fixture
+def write_files(write_zip):
+    """A function that writes {path: bytes} as a "folder" or a "zip" archive."""
+
+    def write(form, parent, files):
+        parent.mkdir(exist_ok=True)
+        archive = parent / f"{next(iter(files)).partition('/')[0]}.{form}"
+        if form == "zip":
+            write_zip(archive, files)
+        else:
+            for path, content in files.items():
+                (parent / path).parent.mkdir(parents=True, exist_ok=True)
+                (parent / path).write_bytes(content)
+
+    return write
