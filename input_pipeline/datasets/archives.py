@@ -1,18 +1,35 @@
 """The files of a data set as its makers publish them: in an archive, or extracted."""
 
+import contextlib
+import errno
 import functools
 import re
+import tarfile
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
+Found = tuple[Path, dict[str, Callable[[], bytes]]]  # where, {path: how to read it}
+_DAMAGE = zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError
+
+
+class Counts(NamedTuple):
+    """What a part of a data set holds."""
+
+    images: int
+    identities: int
+
+    def __str__(self) -> str:
+        return f"{self.images} images of {self.identities} identities"
 
 
 def find_files(
     manual_dir: str | Path, archive: str, folder: str, instructions: str
-) -> tuple[Path, dict[str, Callable[[], bytes]]]:
+) -> Found:
     """Finds the files of a data set, and leaves it to the caller which are read.
 
     Args:
@@ -39,12 +56,39 @@ def find_files(
             for name in content.namelist()
             if name.startswith(f"{folder}/") and not name.endswith("/")
         }
-    files = {
-        file.relative_to(manual_dir).as_posix(): file.read_bytes
-        for file in (manual_dir / folder).rglob("*")
-        if file.is_file()
-    }
+    files = _files_in(manual_dir, folder)
     return manual_dir / folder if files else manual_dir, files
+
+
+@contextlib.contextmanager
+def open_files(
+    manual_dir: str | Path, folder: str, instructions: str, *, scratch_dir: str | Path
+) -> Iterator[Found]:
+    """Finds the files of a data set whose archive may be a tar file.
+
+    A compressed tar file can only be read from its beginning to its end. It is
+    extracted, therefore, and what was extracted is deleted when the context ends.
+
+    Args:
+      manual_dir: as of `find_files`.
+      folder: as of `find_files`; the archive is called after it, `FOLDER.tar.gz`, which
+        is preferred, or `FOLDER.zip`.
+      instructions: as of `find_files`.
+      scratch_dir: the folder in which a tar file is extracted.
+
+    Yields:
+      What `find_files` returns.
+
+    Raises:
+      ValueError: as `find_files`.
+    """
+    path = Path(manual_dir, f"{folder}.tar.gz")
+    if path.is_file():
+        with tempfile.TemporaryDirectory(dir=scratch_dir) as extracted:
+            _unharmed(path, instructions, functools.partial(_extract, path), extracted)
+            yield path, _files_in(Path(extracted), folder)
+    else:
+        yield find_files(manual_dir, f"{folder}.zip", folder, instructions)
 
 
 def match_pictures(
@@ -84,12 +128,63 @@ def match_pictures(
     return matches
 
 
+def check_complete(
+    place: Path,
+    title: str,
+    folder: str,
+    found: dict[str, Any],
+    complete: dict[str, Any],
+    instructions: str,
+) -> None:
+    """Checks that each part of a data set holds as much as the official one.
+
+    Args:
+      place: where the files are, for the error.
+      title: of the data set, for the error.
+      folder: that holds the parts, for the error.
+      found: {part: what it holds}, as `Counts`.
+      complete: {part: what it holds in the official data set}.
+      instructions: what the user is to do, for the error.
+
+    Raises:
+      ValueError: naming the parts that hold something else.
+    """
+    wrong = [part for part in complete if found[part] != complete[part]]
+    if wrong:
+        raise ValueError(
+            f"{place} is not the complete {title}: "
+            + "; ".join(
+                f"in {folder}/{part} expected {complete[part]}, found {found[part]}"
+                for part in wrong
+            )
+            + f". {instructions}"
+        )
+
+
+def _files_in(parent, folder):
+    """{path, which begins with `folder`: a function that reads the file}."""
+    return {
+        file.relative_to(parent).as_posix(): file.read_bytes
+        for file in (parent / folder).rglob("*")
+        if file.is_file()
+    }
+
+
+def _extract(path, into):
+    with tarfile.open(path) as archive:
+        archive.extractall(into, filter="data")
+        while archive.fileobj.read(2**20):  # gzip's checksum is at its very end
+            pass
+
+
 def _unharmed(path, instructions, read, argument):
     """`read(argument)`, where an error says which archive is damaged."""
     try:
         return read(argument)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except _DAMAGE as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:  # while it was extracted
+            raise
         raise ValueError(
             f"{path} is damaged ({error}): expected the complete {path.name}. "
-            f"Download it again. {instructions}"
+            f"Replace it by an intact copy. {instructions}"
         ) from error

@@ -14,8 +14,9 @@ ROLES = {  # folder → what its pictures are for
     "query": "query",
     "bounding_box_test": "gallery",
 }
+FOLDERS = f"(?P<folder>{'|'.join(ROLES)})/"
 TOP = "Market-1501-v15.09.15"
-_FOLDER = rf"{re.escape(TOP)}/(?P<folder>{'|'.join(ROLES)})/"
+_FOLDERS = f"{re.escape(TOP)}/{FOLDERS}"
 # Two dozen files of the official archive end in .jpg twice.
 _NAME = r"(?P<pid>-1|\d{4})_c(?P<camid>[1-6])s\d_\d{6}_\d\d(\.jpg){1,2}"
 
@@ -69,40 +70,40 @@ class Market1501(tfds.core.GeneratorBasedBuilder):
         return records.split_generators(self, examples)
 
     def _generate_examples(self, manual_dir):
-        place, files = archives.find_files(
-            manual_dir,
-            f"{TOP}.zip",
-            TOP,
-            self.MANUAL_DOWNLOAD_INSTRUCTIONS,
-        )
+        instructions = self.MANUAL_DOWNLOAD_INSTRUCTIONS
+        place, files = archives.find_files(manual_dir, f"{TOP}.zip", TOP, instructions)
         matches = archives.match_pictures(
-            place, files, _FOLDER, _NAME, "query/0002_c1s1_000451_03.jpg"
+            place, files, _FOLDERS, _NAME, "query/0002_c1s1_000451_03.jpg"
         )
-        _check_complete(matches, place)
-        for key, match in enumerate(matches):
-            example = records.record(
-                match[0].removeprefix(f"{TOP}/"),
-                files[match[0]](),
-                pid=int(match["pid"]),
-                camid=int(match["camid"]),
-                role=ROLES[match["folder"]],
-                size=SIZE,
-            )
-            yield key, example
+        found = {folder: _count(matches, folder) for folder in COMPLETE}
+        archives.check_complete(
+            place, "Market-1501", TOP, found, COMPLETE, instructions
+        )
+        yield from generate_examples(matches, files, size=SIZE)
 
 
-def _check_complete(matches, place):
-    found = {folder: _count(matches, folder) for folder in COMPLETE}
-    wrong = [folder for folder in COMPLETE if found[folder] != COMPLETE[folder]]
-    if wrong:
-        raise ValueError(
-            f"{place} is not the complete Market-1501: "
-            + "; ".join(
-                f"in {TOP}/{folder} expected {COMPLETE[folder]}, found {found[folder]}"
-                for folder in wrong
-            )
-            + f". {Market1501.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+def generate_examples(matches, files, size=None):
+    """Examples of a data set that comes in these three folders.
+
+    Args:
+      matches: as from `archives.match_pictures`, with the groups `folder`, `pid` and
+        `camid`.
+      files: as from `archives.find_files`.
+      size: (height, width) in pixels, if all images have one.
+
+    Yields:
+      (key, `records.record`), in the order of the matches.
+    """
+    for key, match in enumerate(matches):
+        example = records.record(
+            match[0].partition("/")[2],
+            files[match[0]](),
+            pid=int(match["pid"]),
+            camid=int(match["camid"]),
+            role=ROLES[match["folder"]],
+            size=size,
         )
+        yield key, example
 
 
 def _count(matches, folder):

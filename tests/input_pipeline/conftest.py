@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import market1501
+from input_pipeline.datasets import archives, dukemtmc, market1501, msmt17
 
 
 @pytest.fixture(scope="session")
@@ -125,3 +126,93 @@ def make_config(cache_dir):
         return SimpleNamespace(**fields | changes)
 
     return make
+
+
+@pytest.fixture
+def duke_files(monkeypatch):
+    """{path: bytes} of a generated DukeMTMC-reID, which is complete for the test."""
+    cameras = {
+        "bounding_box_train": {1: "12", 7: "128"},
+        "query": {2: "18", 5: "3"},
+        "bounding_box_test": {2: "1188", 5: "34", 7101: "66"},  # one distractor
+    }
+    counts = {
+        "bounding_box_train": archives.Counts(5, 2),
+        "query": archives.Counts(3, 2),
+        "bounding_box_test": archives.Counts(8, 3),
+    }
+    monkeypatch.setattr(dukemtmc, "COMPLETE", counts)
+    return {
+        f"DukeMTMC-reID/{folder}/{pid:04d}_c{camid}_f{44158 + frame:07d}.jpg": _picture(
+            20 + pid % 7, 10 + frame
+        )
+        for folder, of_identity in cameras.items()
+        for pid, camids in of_identity.items()
+        for frame, camid in enumerate(camids)
+    }
+
+
+@pytest.fixture
+def make_msmt17(monkeypatch):
+    """A function that gives {path: bytes} of a generated MSMT17 ("v1" or "v2")."""
+    cameras = {  # list → identity → number of the picture and its camera
+        "list_train.txt": {0: ["000_01", "001_15"], 1040: ["000_09"]},
+        "list_val.txt": {0: ["002_07"]},
+        "list_query.txt": {0: ["000_01"], 3059: ["000_10"]},
+        "list_gallery.txt": {0: ["001_02", "002_02"], 3059: ["001_03"]},
+    }
+    counts = {
+        "list_train.txt": archives.Counts(3, 2),
+        "list_val.txt": archives.Counts(1, 1),
+        "list_query.txt": archives.Counts(2, 2),
+        "list_gallery.txt": archives.Counts(3, 2),
+    }
+    monkeypatch.setattr(msmt17, "COMPLETE", counts)
+
+    def make(version):
+        top, files = f"MSMT17_{version.upper()}", {}
+        folders = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
+        for name, of_identity in cameras.items():
+            folder = folders[version][name in ("list_query.txt", "list_gallery.txt")]
+            lines = [
+                f"{pid:04d}/{pid:04d}_{number}_0303morning_0008_0.jpg {pid}\n"
+                for pid, numbers in of_identity.items()
+                for number in numbers
+            ]
+            files[f"{top}/{name}"] = "".join(lines).encode()
+            for line in lines:
+                path = f"{top}/{folder}/{line.split()[0]}"
+                files[path] = _picture(20 + len(files), 10)
+        return files
+
+    return make
+
+
+def _picture(height, width):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3))
+    encoded = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(encoded, format="jpeg")
+    return encoded.getvalue()
+
+
+@pytest.fixture
+def write_files(write_zip):
+    """A function that writes {path: bytes} as a "folder", "zip" or "tar.gz" archive."""
+
+    def write(form, parent, files):
+        parent.mkdir(exist_ok=True)
+        archive = parent / f"{next(iter(files)).partition('/')[0]}.{form}"
+        if form == "zip":
+            write_zip(archive, files)
+        elif form == "tar.gz":
+            with tarfile.open(archive, "w:gz") as out:
+                for path, content in files.items():
+                    member = tarfile.TarInfo(path)
+                    member.size = len(content)
+                    out.addfile(member, io.BytesIO(content))
+        else:
+            for path, content in files.items():
+                (parent / path).parent.mkdir(parents=True, exist_ok=True)
+                (parent / path).write_bytes(content)
+
+    return write
