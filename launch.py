@@ -56,13 +56,14 @@ AT_LEAST = {
     "data.num_ids": 1,
     "data.num_instances": 1,
     "data.pad": 0,
+    "data.max_quarantined": 0,
+    "data.num_draws": 0,
     "data.eval_batch_size": 1,
     "train.log_every_steps": 1,
     "train.checkpoint_every_steps": 1,
     "train.keep_checkpoints": 1,
     "train.max_skipped_in_a_row": 0,
     "train.max_rollbacks": 0,
-    "evaluation.num_draws": 1,
 }
 
 
@@ -106,8 +107,15 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             )
             for side, role in zip(sides, ("query", "gallery"), strict=True)
         )
-        scored = data.plan.protocol.evaluation
-        return compare(method, query, gallery, evaluation=scored, **options)
+        protocol = data.plan.protocol
+        return compare(
+            method,
+            query,
+            gallery,
+            evaluation=protocol.evaluation,
+            num_draws=protocol.num_draws,
+            **options,
+        )
 
     def watch(batches, side):
         return watched(batches, side, len(getattr(data.plan, side).pid), stop)
@@ -187,7 +195,7 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             variables,
             load=lambda side, rows: pipeline.load_images(data, side, rows),
         )
-    summarize(results, workdir)
+    summarize(results, data.quarantined, workdir)
     return results
 
 
@@ -371,8 +379,8 @@ def announce(config, data, mesh, workdir):
         )
 
 
-def summarize(results, workdir):
-    """The scores, and where they lie."""
+def summarize(results, quarantined, workdir):
+    """The scores, what was left out, and where the results lie."""
     how, spread = "whole gallery", ""
     if trials := results.get("trials"):
         how, spread = (
@@ -385,6 +393,11 @@ def summarize(results, workdir):
     )
     scales = (f"×{s} {v['rank1']:.1f}" for s, v in results["by_scale"].items())
     print("Rank-1 by scale: " + "  ".join(scales))
+    if quarantined:
+        print(
+            f"{len(quarantined)} training images could not be read and were left out: "
+            f"{', '.join(quarantined)}"
+        )
     if "sr" in results:
         sr = results["sr"]
         print(f"PSNR {sr['psnr']:.2f} dB, bicubic {sr['psnr_bicubic']:.2f} dB")

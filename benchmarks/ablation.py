@@ -75,7 +75,9 @@ def raw_pixels(config_path):
         )
         for side in ("query", "gallery")
     )
-    return compare(method, query, gallery, **config.evaluation).results
+    protocol = data.plan.protocol
+    scored = {"evaluation": protocol.evaluation, "num_draws": protocol.num_draws}
+    return compare(method, query, gallery, **scored, **config.evaluation).results
 
 
 def table(rows):

@@ -33,7 +33,12 @@ def degraded(data, scale, sides):
     """The data with every picture of these sides of the plan down-sampled."""
     images = {side: getattr(data.plan, side) for side in sides}
     images = {
-        side: x._replace(scale=np.full_like(x.scale, scale))
+        side: x._replace(
+            low=np.full_like(x.low, scale > 1),
+            scale=np.full_like(x.scale, scale),
+            height=x.height // scale,
+            width=x.width // scale,
+        )
         for side, x in images.items()
     }
     return data._replace(plan=data.plan._replace(**images))

@@ -38,7 +38,7 @@ def measure(dtype, remat, steps):
         "hr": images,
         "has_hr": np.ones(BATCH, bool),
         "label": np.repeat(np.arange(4), 6).astype(np.int32),
-        "scale": np.full(BATCH, 2, np.int32),
+        "scale": np.full(BATCH, 2, np.float32),
         "index": np.arange(BATCH, dtype=np.int32),
     }
     method = methods.load("ps_hrnet")(NUM_CLASSES, dtype=dtype, remat=remat)

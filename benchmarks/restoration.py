@@ -42,7 +42,7 @@ def main():
     section = Section(arguments.into) if arguments.into else None
 
     config = common.get_config()
-    config.data.protocol, config.data.image_size = "mlr_viper", (128, 48)
+    config.data.protocol, config.data.image_size = "viper", (128, 48)
     config.data.dir, config.data.cache_dir = arguments.data_dir, arguments.cache_dir
     data = pipeline.open_data(config.data)
     vdsr = VDSR(squeeze=0)

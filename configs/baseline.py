@@ -61,10 +61,10 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.num_instances = 4  # BoT sec. 2
         config.data.pad = 10  # BoT sec. 2
         config.data.erase = 0.5  # BoT sec. 3.2; OSNet sec. 4.1 gives no probability
-    if protocol == "mlr_viper":
+    if protocol in ("mlr_viper", "viper"):
         config.data.num_ids = 32  # of whom two images each exist
         config.data.num_instances = 2
-    if protocol == "market1501":
+    if protocol and not common.has_low_resolution(protocol):
         # Not given; with it the published weights have their published scores.
         config.data.resize = "bilinear"
     if "bot" in options:
@@ -72,11 +72,15 @@ def get_config(arg: str = "") -> ConfigDict:
     if "gem" in options:
         method.pooling = "gem"
     if options & {"vdsr", "vdsr_ca"}:
-        if protocol == "market1501":
-            raise ValueError("market1501 has no low resolution that VDSR could restore")
+        if protocol and not common.has_low_resolution(protocol):
+            raise ValueError(
+                f"{protocol} has no low resolution that VDSR could restore"
+            )
         method.restorer = "vdsr"
         method.vdsr_squeeze = 4 if "vdsr_ca" in options else 0  # PS-HRNet sec. IV-C
         method.epochs_restorer = 60  # not given
+        if protocol == "caviar":  # its own low-resolution images have no originals
+            config.data.tuples = "synthetic"
     if "hr" in options:
         method.trains_on = "hr"
     if not protocol or "narrow" in options:

@@ -44,6 +44,9 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.image_size = (128, 64)
         config.data.pad = 5
 
+    if protocol == "caviar":  # no originals: ID and SR, as in the authors' result table
+        config.method.supervision = "id_sr"
+        config.data.tuples = "synthetic"
     rows = sorted(options & {"hr", "id", "id_sr"})
     if len(rows) > 1:
         raise ValueError(f"choose one of the options {', '.join(rows)}")

@@ -41,7 +41,7 @@ def write_report(
         gallery["lr"].reshape(*shape, *gallery["lr"].shape[1:]),
         query["pid"],
         gallery["pid"].reshape(shape),
-        [f"query x{scale}" for scale in query["scale"]],
+        [f"query x{scale:.2g}" for scale in query["scale"]],
     ).save(directory / "ranked.png")
     pictures = {"ranked.png": "Queries and their nearest gallery images"}
 

@@ -42,13 +42,16 @@ def restorations(low, restored, originals, scales):
       low: (S, H, W, 3) float in [0, 1], bicubic at the input size.
       restored: (S, H, W, 3) float in [0, 1].
       originals: (S, H, W, 3) float in [0, 1].
-      scales: (S,) int down-sampling rates.
+      scales: (S,) down-sampling rates.
 
     Returns:
       A Pillow image.
     """
     captions = (
-        [f"x{s} {p:.1f} dB" for s, p in zip(scales, psnr(low, originals), strict=True)],
+        [
+            f"x{s:.2g} {p:.1f} dB"
+            for s, p in zip(scales, psnr(low, originals), strict=True)
+        ],
         [f"{p:.1f} dB" for p in psnr(restored, originals)],
         ["original"] * len(originals),
     )

@@ -28,7 +28,8 @@ class Embedded(NamedTuple):
 
     Attributes:
       features: pytree of (N, ...) float32, what `Method.embed` returned.
-      pid, camid, scale: (N,) int.
+      pid, camid: (N,) int; a camera below 0 is not known.
+      scale: (N,) real, how much smaller than its HR original an image is.
       quality: name → (M,) float, restoration figures of the M down-sampled images that
         have an HR original; empty if the method restores nothing.
     """
@@ -68,7 +69,7 @@ def embed_images(
       method: whose `embed` and, for queries, `restore` are used.
       variables: of the method.
       batches: dicts with `lr`, `hr` (B, H, W, 3) in [0, 1], `has_hr`, `valid` (B,)
-        bool, `pid`, `camid`, `scale` (B,) int and `resolution` (B,) float; rows that
+        bool, `pid`, `camid` (B,) int, `scale` and `resolution` (B,) float; rows that
         are not valid fill the last batch up and are dropped.
       mesh: the devices.
       role: "query" or "gallery".
@@ -149,10 +150,10 @@ def compare(
       method: whose `distance` is used.
       query: the query side.
       gallery: the gallery side.
-      evaluation: which scores are the main ones: "single_shot", where query and gallery
-        come from different cameras, or "multi_shot" with the removal of the same
-        camera's images, as Market-1501 does.
-      num_draws: gallery draws of the single-shot protocol.
+      evaluation: which scores are the main ones: "single_shot", against one image of
+        each identity, or "multi_shot", against all with the removal of the same
+        camera's images, as Market-1501 does, where cameras are known.
+      num_draws: gallery draws of the single-shot scores; 0 for no such scores.
       seed: of these draws.
       ap: "step" or "trapezoid", average precision of the multi-shot protocol.
       chunk_size: queries whose distances are held at a time.
@@ -160,14 +161,15 @@ def compare(
       num_ranked: length of these lists.
 
     Returns:
-      The main scores, by scale too; beside single-shot ones `trials`, their spread over
-      the draws, and the `multi_shot` ones. `num_queries` is how many queries have a
-      match; the others are not counted. What multi-shot ranking removes is not shown.
+      The main scores, by scale (rounded to whole numbers) too, and beside them the
+      other ones, "multi_shot" or "single_shot"; beside main single-shot scores `trials`,
+      their spread over the draws. `num_queries` is how many queries have a match; the
+      others are not counted. What multi-shot ranking removes is not shown.
 
     Raises:
       ValueError: if a distance is NaN, if none of the queries, or of those of one
-        scale, has a match in the gallery, if `num_draws` is below 1, or if `evaluation`
-        or `ap` is neither.
+        scale, has a match in the gallery, if single-shot scores are to be the main ones
+        without draws, or if `evaluation` or `ap` is neither.
     """
     if evaluation not in ("single_shot", "multi_shot"):
         raise ValueError(
@@ -177,25 +179,28 @@ def compare(
     shown = np.unique(
         np.linspace(0, num_queries - 1, min(num_shown, num_queries)).astype(int)
     )
+    if evaluation == "single_shot" and num_draws < 1:
+        raise ValueError(f"single-shot scores need gallery draws, found {num_draws}")
+    cameras_known = (gallery.camid >= 0).all()
     single, multi, ranked = [], [], []
     for start, distances in _distance_blocks(method, query, gallery, chunk_size):
         rows = slice(start, start + chunk_size)
         pids, camids = query.pid[rows], query.camid[rows]
-        if evaluation == "single_shot":
+        if num_draws:
             single.append(
                 rank_single_shot(
                     distances, pids, gallery.pid, num_draws=num_draws, seed=seed
                 )
             )
-        multi.append(
-            rank_multi_shot(distances, pids, gallery.pid, camids, gallery.camid, ap=ap)
-        )
+        cameras = (camids, gallery.camid) if cameras_known else ()
+        multi.append(rank_multi_shot(distances, pids, gallery.pid, *cameras, ap=ap))
         for row in shown[(shown >= start) & (shown < start + len(pids))] - start:
             same = (gallery.pid == pids[row]) & (gallery.camid == camids[row])
+            same &= cameras_known
             kept = np.where(same | (gallery.pid < 0), np.inf, distances[row])
             ranked.append(np.argsort(kept, kind="stable")[:num_ranked])
 
-    main = single or multi
+    main = single if evaluation == "single_shot" else multi
     overall = summarize_draws(main)
     results = {
         "evaluation": evaluation,
@@ -205,8 +210,9 @@ def compare(
         **_percentages(overall),
         "by_scale": {},
     }
-    for scale in np.unique(query.scale):
-        scores = summarize(main, query.scale == scale)
+    scales = np.rint(query.scale).astype(int)
+    for scale in np.unique(scales):
+        scores = summarize(main, scales == scale)
         results["by_scale"][str(scale)] = {
             "rank1": _percent(scores.cmc[0]),
             "mAP": _percent(scores.mAP),
@@ -219,6 +225,8 @@ def compare(
             "mAP_std": _percent(overall.mAP_std),
         }
         results["multi_shot"] = _percentages(summarize(multi))
+    elif single:
+        results["single_shot"] = _percentages(summarize(single))
     if query.quality:
         results["sr"] = {
             key: round(float(values.mean()), 4) for key, values in query.quality.items()

@@ -95,12 +95,13 @@ def generate_examples(matches, files, size=None):
       (key, `records.record`), in the order of the matches.
     """
     for key, match in enumerate(matches):
+        pid, role = int(match["pid"]), ROLES[match["folder"]]
         example = records.record(
             match[0].partition("/")[2],
             files[match[0]](),
-            pid=int(match["pid"]),
+            pid=pid,
             camid=int(match["camid"]),
-            role=ROLES[match["folder"]],
+            role=role if pid else "distractor",
             size=size,
         )
         yield key, example

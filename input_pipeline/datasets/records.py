@@ -33,8 +33,8 @@ class Index(NamedTuple):
     height: np.ndarray  # (N,) int64, pixels; 0 where the image cannot be decoded
     width: np.ndarray  # (N,) int64, pixels; 0 where the image cannot be decoded
     sha256: np.ndarray  # (N,) str, of the decoded pixels
-    role: np.ndarray  # (N,) str, its makers' "train", "query", "gallery" or, where they
-    # do not tell these two apart, "test"; one word for each official split; "" if none
+    role: np.ndarray  # (N,) str, its makers' "train", "query", "gallery", "distractor"
+    # or, where these are not told apart, "test"; a word for each official split; or ""
 
 
 class Records(NamedTuple):
