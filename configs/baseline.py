@@ -73,9 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
         method.pooling = "gem"
     if options & {"vdsr", "vdsr_ca"}:
         if protocol and not common.has_low_resolution(protocol):
-            raise ValueError(
-                f"{protocol} has no low resolution that VDSR could restore"
-            )
+            raise ValueError(f"{protocol} has nothing low-resolution to restore")
         method.restorer = "vdsr"
         method.vdsr_squeeze = 4 if "vdsr_ca" in options else 0  # PS-HRNet sec. IV-C
         method.epochs_restorer = 60  # not given

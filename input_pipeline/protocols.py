@@ -313,6 +313,9 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     num_set_aside = num_identities - len(train_pids) - len(test_pids)
     in_train, in_test = (np.isin(index.pid, pids) for pids in (train_pids, test_pids))
 
+    is_query = low
+    if protocol.low_resolution in ("none", "all"):
+        is_query = _official_queries(index, role)
     size = np.stack([index.height, index.width])
     scale = np.ones(len(low))
     if protocol.low_resolution == "real":
@@ -321,9 +324,8 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
         for part, pids in ((in_train, train_pids), (in_test, test_pids)):
             rows = np.flatnonzero(part & low)
             size[:, rows], scale[rows] = _down_sampled(protocol, index, rows, pids)
-    is_query = low
-    if protocol.low_resolution in ("none", "all"):
-        is_query = _official_queries(index, role)
+        if not (protocol.blur or protocol.jpeg_quality):
+            low = low & (scale > 1)
 
     train_pids, val_pids = _hold_out(train_pids, protocol)
     in_val = np.isin(index.pid, val_pids)

@@ -162,7 +162,7 @@ def compare(
 
     Returns:
       The main scores, by scale (rounded to whole numbers) too, and beside them the
-      other ones, "multi_shot" or "single_shot"; beside main single-shot scores `trials`,
+      other ones, "multi_shot" or "single_shot"; with single-shot main scores `trials`,
       their spread over the draws. `num_queries` is how many queries have a match; the
       others are not counted. What multi-shot ranking removes is not shown.
 
