@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import market1501
+from input_pipeline.datasets import caviar, market1501
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,12 @@ def real_data_dir():
 def real_market_dir():
     """The folder with the real Market-1501; skips where it is absent."""
     return _folder_with("Market-1501-v15.09.15.zip")
+
+
+@pytest.fixture(scope="session")
+def real_caviar_dir():
+    """The folder with the real CAVIAR4REID; skips where it is absent."""
+    return _folder_with("CAVIAR4REID.zip")
 
 
 def _folder_with(archive):
@@ -85,6 +91,24 @@ def market_files(monkeypatch):
     files[f"{twice}.jpg"] = files.pop(twice)
     others = ("readme.txt", "query/Thumbs.db", "gt_bbox/0001_c1s1_001051_00.jpg")
     return files | {f"{top}/{other}": b"x" for other in others}
+
+
+@pytest.fixture
+def caviar_files(monkeypatch):
+    """{path: bytes} of a generated CAVIAR4REID, which is complete for the test.
+
+    Of eight identities the last two are seen by camera 0 alone.
+    """
+    monkeypatch.setattr(caviar, "COMPLETE", {(10, 10): 6, (10, 0): 2})
+    files, rng = {}, np.random.default_rng(0)
+    for pid in range(1, 9):
+        for shot in range(1, 21 if pid <= 6 else 11):
+            height, width = (48 + shot, 24) if shot <= 10 else (8 + shot, 12)
+            pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+            encoded = io.BytesIO()
+            Image.fromarray(pixels).save(encoded, format="jpeg")
+            files[f"CAVIAR4REID/{pid:04d}{shot:03d}.jpg"] = encoded.getvalue()
+    return files
 
 
 @pytest.fixture
