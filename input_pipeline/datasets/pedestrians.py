@@ -1,11 +1,9 @@
 """Generated pedestrians: a data set that needs no download and shows no real person."""
 
 import dataclasses
-import io
 import itertools
 
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from input_pipeline.datasets import records
 from input_pipeline.datasets.drawing import draw_pedestrian
@@ -68,10 +66,7 @@ class Pedestrians(tfds.core.GeneratorBasedBuilder):
                 width=config.width,
             )
             name = f"c{camid}/{pid:04d}_{shot}.png"
-            yield key, records.record(name, _encode_png(pixels), pid=pid, camid=camid)
-
-
-def _encode_png(pixels):
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, format="png")
-    return encoded.getvalue()
+            yield (
+                key,
+                records.record(name, records.encode_png(pixels), pid=pid, camid=camid),
+            )

@@ -71,6 +71,13 @@ def decode(image_bytes, name):
         ) from error
 
 
+def encode_png(pixels):
+    """(H, W, 3) uint8 RGB, losslessly, as the bytes of a file."""
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="png", compress_level=1)
+    return encoded.getvalue()
+
+
 def read_pixels(source, position, name):
     """Decoded pixels of a stored image: (H, W, 3) uint8 RGB.
 

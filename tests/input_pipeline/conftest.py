@@ -2,16 +2,26 @@
 
 import io
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
-from input_pipeline.datasets import archives, dukemtmc, market1501, msmt17
+from input_pipeline.datasets import (
+    archives,
+    caviar,
+    cuhk03,
+    dukemtmc,
+    market1501,
+    msmt17,
+)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +40,12 @@ def real_data_dir():
 def real_market_dir():
     """The folder with the real Market-1501; skips where it is absent."""
     return _folder_with("Market-1501-v15.09.15.zip")
+
+
+@pytest.fixture(scope="session")
+def real_caviar_dir():
+    """The folder with the real CAVIAR4REID; skips where it is absent."""
+    return _folder_with("CAVIAR4REID.zip")
 
 
 def _folder_with(archive):
@@ -86,6 +102,125 @@ def market_files(monkeypatch):
     files[f"{twice}.jpg"] = files.pop(twice)
     others = ("readme.txt", "query/Thumbs.db", "gt_bbox/0001_c1s1_001051_00.jpg")
     return files | {f"{top}/{other}": b"x" for other in others}
+
+
+@pytest.fixture
+def caviar_files(monkeypatch):
+    """{path: bytes} of a generated CAVIAR4REID, which is complete for the test.
+
+    Of eight identities the last two are seen by camera 0 alone.
+    """
+    monkeypatch.setattr(caviar, "COMPLETE", {(10, 10): 6, (10, 0): 2})
+    files, rng = {}, np.random.default_rng(0)
+    for pid in range(1, 9):
+        for shot in range(1, 21 if pid <= 6 else 11):
+            height, width = (48 + shot, 24) if shot <= 10 else (8 + shot, 12)
+            pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+            encoded = io.BytesIO()
+            Image.fromarray(pixels).save(encoded, format="jpeg")
+            files[f"CAVIAR4REID/{pid:04d}{shot:03d}.jpg"] = encoded.getvalue()
+    return files
+
+
+@pytest.fixture
+def write_cuhk03(monkeypatch):
+    """A function that writes the MATLAB files of a generated CUHK03 to a folder.
+
+    It is complete for the test. Of its 11 identities (0 to 10) s, s + 3 and s + 7,
+    modulo 11, are in test set s. In the split of Zhong et al. the odd ones are tested;
+    their pictures 01 and 06 are the queries. Returns {name of a record: pixels}.
+    """
+    counts = {
+        "labelled": cuhk03.Counts(_CUHK03_COUNTS, (38, 30, 19, 10, 10)),
+        "detected": cuhk03.Counts(_CUHK03_COUNTS, (39, 29, 20, 10, 10)),
+    }
+    monkeypatch.setattr(cuhk03, "COMPLETE", counts)
+    monkeypatch.setattr(cuhk03, "NUM_TESTED", 3)
+
+    def write(folder):
+        pictures, rng = {}, np.random.default_rng(0)
+        for boxes in counts:
+            for pair, number in _CUHK03_IDENTITIES:
+                for place in range(1, 11):
+                    shape = 20 + place, 10 + number, 3
+                    name = _cuhk03_name(boxes, pair, number, place)
+                    pictures[name] = rng.integers(0, 256, shape, np.uint8)
+        for name in ("1_002_1_05", "1_002_2_10", "3_002_1_01"):
+            del pictures[f"labelled/{name}.png"]
+        for name in ("1_002_1_05", "2_001_2_06"):
+            del pictures[f"detected/{name}.png"]
+        _write_cuhk03_mat(folder / "cuhk-03.mat", pictures)
+        for boxes, key in _CUHK03_KEYS.items():
+            names = [name.split("/")[1] for name in pictures if boxes in name]
+            path = folder / f"cuhk03_new_protocol_config_{key}.mat"
+            _write_cuhk03_split(path, names)
+        return pictures
+
+    return write
+
+
+_CUHK03_KEYS = {"labelled": "labeled", "detected": "detected"}
+_CUHK03_COUNTS = (4, 3, 2, 1, 1)  # identities, by pair of cameras
+_CUHK03_IDENTITIES = [
+    (pair, number)
+    for pair, count in enumerate(_CUHK03_COUNTS, 1)
+    for number in range(1, count + 1)
+]
+
+
+def _cuhk03_name(boxes, pair, number, place):
+    view = 1 if place <= 5 else 2
+    return f"{boxes}/{pair}_{number:03d}_{view}_{place:02d}.png"
+
+
+def _write_cuhk03_mat(path, pictures):
+    """As MATLAB does: an array's axes in reverse, a cell array as references."""
+
+    def store(value, **options):
+        name = f"#refs#/{len(mat['#refs#'])}"
+        return mat.create_dataset(name, data=value, **options).ref
+
+    def store_picture(name):
+        if name in pictures:
+            return store(pictures[name].T, compression="gzip")
+        empty = store(np.zeros(2, np.uint64))  # its shape
+        mat[empty].attrs["MATLAB_empty"] = np.uint8(1)
+        return empty
+
+    def cells(references):
+        return np.array(references, h5py.ref_dtype)
+
+    def store_pair(boxes, pair, count):
+        names = [
+            [_cuhk03_name(boxes, pair, number, place) for number in range(1, count + 1)]
+            for place in range(1, 11)
+        ]
+        return store(cells([[store_picture(name) for name in row] for row in names]))
+
+    with h5py.File(path, "w") as mat:
+        mat.create_group("#refs#")
+        for boxes, key in _CUHK03_KEYS.items():
+            pairs = enumerate(_CUHK03_COUNTS, 1)
+            mat[key] = cells([[store_pair(boxes, *pair) for pair in pairs]])
+        test_sets = [
+            [_CUHK03_IDENTITIES[(s + step) % 11] for step in (0, 3, 7)]
+            for s in range(20)
+        ]
+        mat["testsets"] = cells([[store(np.array(x, float).T) for x in test_sets]])
+
+
+def _write_cuhk03_split(path, names):
+    def role(name):
+        pair, number, _, place = re.findall(r"\d+", name)
+        if _CUHK03_IDENTITIES.index((int(pair), int(number))) % 2 == 0:
+            return "train"
+        return "query" if place in ("01", "06") else "gallery"
+
+    split = {"filelist": np.array([[name] for name in names], object)}
+    for wanted in ("train", "query", "gallery"):
+        chosen = [i for i, name in enumerate(names, 1) if role(name) == wanted]
+        split[f"{wanted}_idx"] = np.array(chosen, np.uint16)[:, None]
+    scipy.io.savemat(path, split)
 
 
 @pytest.fixture
