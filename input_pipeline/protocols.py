@@ -98,6 +98,11 @@ class Protocol:
                 f"Protocol {self.name} does not know which cameras are low-resolution: "
                 'name them, as in lr_cameras="(1,)".'
             )
+        if self.lr_cameras and self.low_resolution != "camera":
+            raise ValueError(
+                f"Protocol {self.name} does not look at lr_cameras, found "
+                f"{self.lr_cameras}: its low_resolution is {self.low_resolution}."
+            )
         if not self.scales or min(self.scales) < 1:
             raise ValueError(
                 f"Protocol {self.name}: scales must be whole numbers from 1 on, found "
@@ -321,7 +326,11 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     if protocol.low_resolution == "real":
         scale[low] = _real_scale(size, low, in_train & ~low)
     else:
-        for part, pids in ((in_train, train_pids), (in_test, test_pids)):
+        for part, pids in (
+            (in_train, train_pids),
+            (in_test & is_query, test_pids),
+            (in_test & ~is_query, test_pids),
+        ):
             rows = np.flatnonzero(part & low)
             size[:, rows], scale[rows] = _down_sampled(protocol, index, rows, pids)
         if not (protocol.blur or protocol.jpeg_quality):
