@@ -154,7 +154,10 @@ _MARKET = Protocol(
 )
 # FFSR+RIFE, sec. 4.1: all images get a width from 12 to 32 pixels.
 _VARYING = dataclasses.replace(
-    _OFFICIAL, low_resolution="all", widths=tuple(range(12, 33))
+    _OFFICIAL,
+    low_resolution="all",
+    widths=tuple(range(12, 33)),
+    scales=(2, 3, 4),  # of synthetic copies
 )
 
 PROTOCOLS = {
@@ -311,6 +314,8 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     index, role = records.Index(*(column[used] for column in index)), role[used]
 
     low = _is_low(protocol, index)
+    if protocol.low_resolution != "all":
+        low &= role != "distractor"  # they are in the gallery, whatever their camera
     if official:
         train_pids, test_pids = _official(protocol, index, role)
     else:

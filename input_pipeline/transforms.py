@@ -168,11 +168,10 @@ def augment(
     coin, top, left, coin_erase, *rectangles = draws.tolist()
     if coin < flip:
         image = image[:, ::-1]
-    top, left = (int(draw * (2 * pad + 1)) - pad for draw in (top, left))
-    result = np.zeros_like(image)
-    result[max(-top, 0) : height - top, max(-left, 0) : width - left] = image[
-        max(top, 0) : height + top, max(left, 0) : width + left
-    ]
+    padded = np.zeros((height + 2 * pad, width + 2 * pad, 3), np.float32)
+    padded[pad : pad + height, pad : pad + width] = image
+    top, left = (int(draw * (2 * pad + 1)) for draw in (top, left))
+    result = padded[top : top + height, left : left + width]
     if coin_erase < erase:
         _erase(result, rectangles)
     return result

@@ -171,7 +171,7 @@ def test_bad_input_ends_in_one_message(refused, folder, argument, message):
         ("data.erase", 50.0),
         ("data.eval_batch_size", 0),
         ("train.checkpoint_every_steps", 0),
-        ("evaluation.num_draws", 0),
+        ("data.num_draws", -1),
         ("evaluation.ap", "voc"),
     ],
 )

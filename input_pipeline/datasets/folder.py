@@ -29,7 +29,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     """Which pictures, from where."""
 
     folder: str
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = dataclasses.field(repr=False)
 
 
 class Folder(tfds.core.GeneratorBasedBuilder):

@@ -224,6 +224,39 @@ def _write_cuhk03_split(path, names):
 
 
 @pytest.fixture
+def write_folder(tmp_path):
+    """A function that writes own pictures and their table, and returns the folder.
+
+    Six identities, of each two pictures in either camera; `columns` of the table.
+    """
+
+    def write(columns="pid,camid,path", rows=None):
+        top = tmp_path / "own"
+        (top / "pictures").mkdir(parents=True, exist_ok=True)
+        lines = [columns]
+        for pid in range(1, 7):
+            for camid in (1, 2):
+                for shot in (0, 1):
+                    path = f"pictures/{pid}_c{camid}_{shot}.jpg"
+                    (top / path).write_bytes(
+                        _picture(20 + 4 * pid + 2 * camid + shot, 12)
+                    )
+                    row = {
+                        "pid": pid,
+                        "camid": camid,
+                        "path": path,
+                        "split": "train" if pid <= 3 else "test",
+                        "role": "" if pid <= 3 else ("query", "gallery")[shot],
+                    }
+                    values = (str(row[name]) for name in columns.split(","))
+                    lines.append(",".join(values))
+        (top / "images.csv").write_text("\n".join(rows or lines) + "\n")
+        return top
+
+    return write
+
+
+@pytest.fixture
 def write_zip():
     """A function that writes {path: bytes} to an archive."""
 
@@ -289,14 +322,13 @@ def duke_files(monkeypatch):
         "bounding_box_test": archives.Counts(8, 3),
     }
     monkeypatch.setattr(dukemtmc, "COMPLETE", counts)
-    return {
-        f"DukeMTMC-reID/{folder}/{pid:04d}_c{camid}_f{44158 + frame:07d}.jpg": _picture(
-            20 + pid % 7, 10 + frame
-        )
+    paths = [
+        f"DukeMTMC-reID/{folder}/{pid:04d}_c{camid}_f{44158 + frame:07d}.jpg"
         for folder, of_identity in cameras.items()
         for pid, camids in of_identity.items()
         for frame, camid in enumerate(camids)
-    }
+    ]
+    return {path: _picture(20 + i, 10 + i % 3) for i, path in enumerate(paths)}
 
 
 @pytest.fixture
@@ -329,7 +361,7 @@ def make_msmt17(monkeypatch):
             files[f"{top}/{name}"] = "".join(lines).encode()
             for line in lines:
                 path = f"{top}/{folder}/{line.split()[0]}"
-                files[path] = _picture(20 + len(files), 10)
+                files[path] = _picture(20 + len(files), 40)
         return files
 
     return make

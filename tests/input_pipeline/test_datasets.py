@@ -187,8 +187,10 @@ def test_viper_archive_and_folder_give_the_same_records(
         ("one_missing", "found 631 images of 631 identities in cam_a, 632 images"),
         ("other_identities", "of the same 632 identities"),
         ("other_data_set", "is not the complete VIPeR.*found 0 images of 0 identities"),
-        ("zero_bytes", r"cam_a/005_0\.bmp: not a readable image \(0 bytes\)"),
-        ("cut_off", r"cam_b/631_45\.bmp: not a readable image \(900 bytes\)"),
+        (
+            "other_name",
+            r"cam_a/x\.bmp in .*: expected a name such as cam_a/000_45\.bmp",
+        ),
         ("other_size", r"cam_a/000_0\.bmp: expected 48×128 pixels.*found 16×32"),
     ],
 )
@@ -205,10 +207,8 @@ def test_viper_that_is_not_complete_is_refused_with_the_reason(
     elif damage == "other_data_set":
         files = {path.replace("VIPeR", "CAVIAR"): b"" for path in files}
         files["VIPeR/readme.txt"] = b"nothing"
-    elif damage == "zero_bytes":
-        files["VIPeR/cam_a/005_0.bmp"] = b""
-    elif damage == "cut_off":
-        files["VIPeR/cam_b/631_45.bmp"] = files["VIPeR/cam_b/631_45.bmp"][:900]
+    elif damage == "other_name":
+        files["VIPeR/cam_a/x.bmp"] = files["VIPeR/cam_a/000_0.bmp"]
     elif damage == "other_size":
         small = np.zeros((32, 16, 3), np.uint8)
         files["VIPeR/cam_a/000_0.bmp"] = encode(small, "bmp")
@@ -220,6 +220,34 @@ def test_viper_that_is_not_complete_is_refused_with_the_reason(
     with pytest.raises(ValueError, match=message):
         open_viper(tmp_path, tmp_path / "cache")
     assert not list((tmp_path / "cache" / "viper").glob("[0-9]*"))
+
+
+def test_pictures_that_cannot_be_decoded_are_kept_without_a_size(
+    tmp_path, viper_files, write_zip
+):
+    empty, cut = "cam_a/005_0.bmp", "cam_b/631_45.bmp"
+    files = dict(viper_files)
+    files[f"VIPeR/{empty}"] = b""
+    files[f"VIPeR/{cut}"] = files[f"VIPeR/{cut}"][:900]
+    write_zip(tmp_path / "VIPeR.v1.0.zip", files)
+    index, source = open_viper(tmp_path, tmp_path / "cache")
+    unreadable = (index.height == 0) & (index.width == 0)
+    assert index.name[unreadable].tolist() == [empty, cut]
+    assert set(index.height[~unreadable]) == {128}
+    assert [len(source[i]["image"]) for i in np.flatnonzero(unreadable)] == [0, 900]
+
+
+def test_equal_pixels_have_equal_digests_however_they_are_stored(noise):
+    def digest(pixels, *args, **options):
+        image_bytes = encode(pixels, *args, **options)
+        return records.record("a", image_bytes, pid=0, camid=0)["sha256"]
+
+    png, bmp = digest(noise, "png"), digest(noise, "bmp")
+    assert png == bmp == digest(noise, "png", compress_level=0)
+    changed = noise.copy()
+    changed[3, 4, 1] ^= 1
+    turned = noise.reshape(noise.shape[1], noise.shape[0], 3)
+    assert len({png, digest(changed, "png"), digest(turned, "png")}) == 3
 
 
 def test_cut_off_viper_archive_is_refused(tmp_path, viper_files, write_zip):
@@ -304,7 +332,7 @@ def test_market_records_are_the_files_of_three_folders(
     assert described[f"{TRAIN}/0010_c3s1_000451_02.jpg"] == (10, 3, "train")
     assert described[f"{QUERY}/0005_c2s1_000451_01.jpg"] == (5, 2, "query")
     assert described[f"{TEST}/0001_c3s1_000451_02.jpg"] == (1, 3, "gallery")
-    assert described[f"{TEST}/0000_c1s1_000451_01.jpg.jpg"] == (0, 1, "gallery")
+    assert described[f"{TEST}/0000_c1s1_000451_01.jpg.jpg"] == (0, 1, "distractor")
     assert described[f"{TEST}/-1_c4s1_000451_01.jpg"] == (-1, 4, "gallery")
     assert (set(index.height), set(index.width)) == ({128}, {64})
 
@@ -354,8 +382,10 @@ def test_each_file_is_read_and_decoded_once(
         ("no_junk", "2 distractors and 2 junk images, found .* 2 distractors and 1 j"),
         ("no_distractor", "2 distractors and 2 junk images, found .* 1 distractors"),
         ("other_data_set", "not the complete Market-1501: .*Put Market-1501-v15"),
-        ("zero_bytes", rf"{QUERY}/0003_.*00\.jpg: not a readable image \(0 bytes\)"),
-        ("cut_off", rf"{TRAIN}/0011_.*2\.jpg: not a readable image \(900 bytes\)"),
+        (
+            "other_name",
+            rf"{QUERY}/a\.PNG in .*: expected a name such as query/0002_c1s1",
+        ),
         ("other_size", rf"{TRAIN}/0002_.*: expected 64×128 pixels.*found 16×32"),
     ],
 )
@@ -377,11 +407,8 @@ def test_market_that_is_not_complete_is_refused_with_the_reason(
     elif damage == "other_data_set":
         files = {path.replace("Market-1501", "DukeMTMC"): b"" for path in files}
         files[f"{top}/readme.txt"] = b"nothing"
-    elif damage == "zero_bytes":
-        files[f"{top}/{QUERY}/0003_c1s1_000451_00.jpg"] = b""
-    elif damage == "cut_off":
-        path = f"{top}/{TRAIN}/0011_c4s1_000451_02.jpg"
-        files[path] = files[path][:900]
+    elif damage == "other_name":
+        files[f"{top}/{QUERY}/a.PNG"] = b""
     elif damage == "other_size":
         small = np.zeros((32, 16, 3), np.uint8)
         files[f"{top}/{TRAIN}/0002_c1s1_000451_00.jpg"] = encode(small, "jpeg")

@@ -1,7 +1,10 @@
+import dataclasses
 import importlib
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from crossres_jax import sampling
 from input_pipeline import pipeline, protocols, transforms
@@ -30,6 +33,13 @@ def original(data, images, row):
     return records.read_pixels(data.source, images.record[row], images.name[row])
 
 
+def stored_lr(pixels, images, row):
+    """The image as the MLR set stores it."""
+    size = images.height[row], images.width[row]
+    assert size == tuple(np.array((32, 16)) // int(images.scale[row]))
+    return transforms.degrade(pixels, size, "bicubic")
+
+
 def test_training_batch_has_the_promised_arrays(data):
     (batch,) = batches(data, num_steps=1)
     shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
@@ -39,7 +49,7 @@ def test_training_batch_has_the_promised_arrays(data):
         "has_hr": ((12,), "bool"),
         "label": ((12,), "int32"),
         "camid": ((12,), "int32"),
-        "scale": ((12,), "int32"),
+        "scale": ((12,), "float32"),
         "resolution": ((12,), "float32"),
         "index": ((12,), "int32"),
     }
@@ -99,8 +109,7 @@ def test_lr_is_the_degraded_original_where_it_is_degraded(make_config):
         np.testing.assert_array_equal(
             batch["hr"][row], transforms.fit(pixels, (32, 16))
         )
-        stored = transforms.degrade(pixels, train.scale[index], "bicubic")
-        assert stored.shape[:2] == (train.height[index], train.width[index])
+        stored = stored_lr(pixels, train, index)
         np.testing.assert_array_equal(
             batch["lr"][row], transforms.fit(stored, (32, 16))
         )
@@ -173,7 +182,7 @@ def find_move(image, moved, pad=4):
 
 
 def test_synthetic_lr_gives_every_pair_a_copy_at_a_rate_of_its_own(make_config):
-    data = open_data(make_config(synthetic_lr="all", flip=0.0, pad=0))
+    data = open_data(make_config(tuples="synthetic", flip=0.0, pad=0))
     drawn = batches(data, seed=5, num_steps=3)
     for step, batch in enumerate(drawn):
         expected = sampling.plan_scales(5, step, 12, (2, 3, 4))
@@ -181,7 +190,8 @@ def test_synthetic_lr_gives_every_pair_a_copy_at_a_rate_of_its_own(make_config):
         np.testing.assert_allclose(batch["resolution"], 1 / expected, rtol=1e-6)
     row, index = 7, drawn[0]["index"][7]
     pixels = original(data, data.plan.train, index)
-    lr = transforms.degrade(pixels, drawn[0]["scale"][row], "bicubic")
+    size = tuple(np.array((32, 16)) // int(drawn[0]["scale"][row]))
+    lr = transforms.degrade(pixels, size, "bicubic")
     np.testing.assert_array_equal(drawn[0]["lr"][row], transforms.fit(lr, (32, 16)))
     assert_same(drawn[2], batches(data, seed=5, start_step=2, num_steps=1)[0])
 
@@ -208,7 +218,7 @@ def test_evaluation_images_are_not_augmented(data):
     batch = next(eval_batches(data, "query"))
     for row, index in enumerate(batch["index"]):
         pixels = original(data, query, index)
-        stored = transforms.degrade(pixels, query.scale[index], "bicubic")
+        stored = stored_lr(pixels, query, index)
         np.testing.assert_array_equal(
             batch["lr"][row], transforms.fit(stored, (32, 16))
         )
@@ -230,6 +240,55 @@ def test_kernel_split_and_seed_of_the_config_replace_the_protocols_own(make_conf
     assert len(hashes) == 4
 
 
+@pytest.fixture
+def damage(monkeypatch, tmp_path, make_config):
+    """A function that opens the tiny set with damaged pictures of these names."""
+    own = records.record
+
+    def open_damaged(names, **changes):
+        def record(name, image_bytes, **labels):
+            cut = image_bytes[:50] if name in names else image_bytes
+            return own(name, b"" if name in names[1:] else cut, **labels)
+
+        monkeypatch.setattr(records, "record", record)
+        return open_data(make_config(cache_dir=str(tmp_path), **changes))
+
+    return open_damaged
+
+
+def test_unreadable_training_images_are_left_out_by_name(damage, data):
+    names = data.plan.train.name[[5, 30]].tolist()
+    damaged = damage(names)
+    assert damaged.quarantined == names and data.quarantined == []
+    kept = ~np.isin(data.plan.train.name, names)
+    for one, other in zip(damaged.plan.train, data.plan.train, strict=True):
+        if one.dtype.kind != "i" or len(one) != len(other):
+            np.testing.assert_array_equal(one, other[kept])
+    assert damaged.manifest["sha256"] != data.manifest["sha256"]
+    assert damaged.manifest["counts"]["query"] == data.manifest["counts"]["query"]
+    for batch in batches(damaged, num_steps=8):
+        assert np.isfinite(batch["lr"]).all()
+
+
+def test_too_many_unreadable_training_images_are_refused(damage, data):
+    names = data.plan.train.name[:3].tolist()
+    with pytest.raises(
+        ValueError,
+        match=rf"{names[0]}: not a readable .* 3 training images .* at most 2 .*delete",
+    ):
+        damage(names, max_quarantined=2)
+
+
+@pytest.mark.parametrize("side", ["query", "gallery", "val_query", "val_gallery"])
+def test_no_unreadable_image_is_searched(damage, make_config, side):
+    data = open_data(make_config(val_ids=2))
+    name = getattr(data.plan, side).name[1]
+    with pytest.raises(
+        ValueError, match=rf"{name}: not a readable image, .*in {side} .*Replace it"
+    ):
+        damage([name], val_ids=2)
+
+
 class CorruptSource:
     """Records of which one is cut off."""
 
@@ -242,7 +301,7 @@ class CorruptSource:
 
 
 @pytest.mark.parametrize("side", ["train", "query", "gallery"])
-def test_corrupt_image_is_named_when_it_is_met(data, side):
+def test_record_that_is_damaged_later_is_named_when_it_is_met(data, side):
     images = getattr(data.plan, side)
     corrupt = data._replace(source=CorruptSource(data.source, images.record[-1]))
     with pytest.raises(ValueError, match=rf"^{images.name[-1]}: not a readable image"):
@@ -266,8 +325,8 @@ def test_leaking_plan_is_refused_on_opening(make_config, monkeypatch):
 def test_unknown_names_are_refused_with_the_known_ones(make_config):
     with pytest.raises(ValueError, match=r"'mlr_nowhere': choose one of .*mlr_viper"):
         open_data(make_config(protocol="mlr_nowhere"))
-    with pytest.raises(ValueError, match=r"'stored' or 'all', found 'some'"):
-        open_data(make_config(synthetic_lr="some"))
+    with pytest.raises(ValueError, match=r"tuples must be one of image, syn.*'some'"):
+        open_data(make_config(tuples="some"))
     with pytest.raises(ValueError, match=r"resize must be one of area, .* 'nearest'"):
         open_data(make_config(resize="nearest"))
 
@@ -340,7 +399,7 @@ def test_official_protocol_trains_and_is_searched(market_config):
         "query": 6,
         "gallery": 9 + 2,
     }
-    assert data.manifest["protocol"]["dataset"] == "market1501/1.0.0"
+    assert data.manifest["protocol"]["dataset"] == "market1501/1.1.0"
     (batch,) = batches(data, num_steps=1)
     np.testing.assert_array_equal(batch["lr"], batch["hr"])
     assert set(batch["scale"]) == {1}
@@ -354,8 +413,9 @@ def test_official_protocol_trains_and_is_searched(market_config):
 
 
 def test_synthetic_lr_needs_a_protocol_that_down_samples(market_config):
-    with pytest.raises(ValueError, match=r"'all' needs .*market1501, whose scales are"):
-        open_data(market_config(synthetic_lr="all"))
+    for tuples in ("synthetic", "cross"):
+        with pytest.raises(ValueError, match=r"needs .*market1501, whose scales are"):
+            open_data(market_config(tuples=tuples))
 
 
 def test_real_market_has_its_official_sides(make_config, real_market_dir):
@@ -378,3 +438,231 @@ def test_real_market_has_its_official_sides(make_config, real_market_dir):
     assert sum(together) == 12_936 and val_query["scales"].keys() == {"1"}
     batch = next(eval_batches(data, "query"))
     assert batch["lr"].shape == (5, 32, 16, 3)
+
+
+def cross_batches(make_config, seed=0, start_step=0, num_steps=3, **changes):
+    data = open_data(make_config(tuples="cross", **changes))
+    steps = {"seed": seed, "start_step": start_step, "num_steps": num_steps}
+    return data, list(train_batches(data, **steps))
+
+
+def test_cross_tuples_have_the_promised_arrays(make_config):
+    _, (batch,) = cross_batches(make_config, num_steps=1)
+    shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+    picture, number, real = (
+        ((12, 32, 16, 3), "float32"),
+        ((12,), "int32"),
+        ((12,), "float32"),
+    )
+    assert shapes == {
+        **dict.fromkeys(("hr", "synthetic_lr", "lr"), picture),
+        **dict.fromkeys(("label", "camid", "lr_camid", "index", "lr_index"), number),
+        **dict.fromkeys(("scale", "synthetic_scale"), real),
+        **dict.fromkeys(("resolution", "synthetic_resolution"), real),
+        "has_lr": ((12,), "bool"),
+    }
+
+
+def test_a_cross_tuple_shows_one_identity_in_both_resolutions(make_config):
+    data, drawn = cross_batches(make_config, num_steps=6)
+    train = data.plan.train
+    for batch in drawn:
+        assert batch["has_lr"].all()
+        assert not train.low[batch["index"]].any()
+        assert train.low[batch["lr_index"]].all()
+        for key in ("index", "lr_index"):
+            np.testing.assert_array_equal(train.label[batch[key]], batch["label"])
+        np.testing.assert_array_equal(batch["camid"], train.camid[batch["index"]])
+        assert set(batch["lr_camid"]) == {0} and 0 not in batch["camid"]
+        np.testing.assert_array_equal(batch["scale"], train.scale[batch["lr_index"]])
+        assert set(batch["synthetic_scale"]) <= {2, 3, 4}
+        for kind in ("", "synthetic_"):
+            scale, resolution = batch[f"{kind}scale"], batch[f"{kind}resolution"]
+            np.testing.assert_allclose(resolution, 1 / scale, rtol=1e-6)
+        # Two LR images of each identity, three slots: both are shown.
+        for rows in batch["lr_index"].reshape(4, 3):
+            assert len(set(rows)) == 2
+
+
+def test_the_pixels_of_a_cross_tuple_are_the_images_and_the_copy(make_config):
+    data, (batch,) = cross_batches(make_config, num_steps=1, flip=0.0, pad=0)
+    train = data.plan.train
+    for row, (i, lr_i) in enumerate(
+        zip(batch["index"], batch["lr_index"], strict=True)
+    ):
+        pixels = original(data, train, i)
+        np.testing.assert_array_equal(
+            batch["hr"][row], transforms.fit(pixels, (32, 16))
+        )
+        size = tuple(np.array((32, 16)) // int(batch["synthetic_scale"][row]))
+        copy = transforms.degrade(pixels, size, "bicubic")
+        np.testing.assert_array_equal(
+            batch["synthetic_lr"][row], transforms.fit(copy, (32, 16))
+        )
+        stored = stored_lr(original(data, train, lr_i), train, lr_i)
+        np.testing.assert_array_equal(
+            batch["lr"][row], transforms.fit(stored, (32, 16))
+        )
+
+
+def test_the_copy_moves_with_its_original_and_the_other_image_does_not(make_config):
+    plain, moved = (
+        cross_batches(make_config, num_steps=4, **options)[1]
+        for options in ({"flip": 0.0, "pad": 0}, {"flip": 0.5, "pad": 4})
+    )
+    differ = 0
+    for before, after in zip(plain, moved, strict=True):
+        for row in range(12):
+            hr, copy, lr = (
+                find_move(before[key][row], after[key][row])
+                for key in ("hr", "synthetic_lr", "lr")
+            )
+            assert hr == copy
+            differ += hr != lr
+    assert differ > 40  # of 48; one in 162 is equal by chance
+
+
+def test_resumed_cross_tuples_are_the_tail_of_the_full_run(make_config):
+    _, full = cross_batches(make_config, seed=7, num_steps=5)
+    _, tail = cross_batches(make_config, seed=7, start_step=3, num_steps=2)
+    for one, other in zip(full[3:], tail, strict=True):
+        assert_same(one, other)
+
+
+def test_an_identity_without_a_low_resolution_image_is_masked(make_config, monkeypatch):
+    def plan_without(protocol, index):
+        plan = make_plan(protocol, index)
+        kept = ~(plan.train.low & (plan.train.label < 4))
+        train = protocols.Images(*(column[kept] for column in plan.train))
+        return plan._replace(train=train)
+
+    make_plan = protocols.make_plan
+    monkeypatch.setattr(protocols, "make_plan", plan_without)
+    _, drawn = cross_batches(make_config, num_steps=4)
+    lacking = 0
+    for batch in drawn:
+        np.testing.assert_array_equal(batch["has_lr"], batch["label"] >= 4)
+        for key in ("lr_index", "lr_camid"):
+            np.testing.assert_array_equal(batch[key] < 0, ~batch["has_lr"])
+        rows = ~batch["has_lr"]
+        np.testing.assert_array_equal(batch["lr"][rows], batch["synthetic_lr"][rows])
+        np.testing.assert_array_equal(
+            batch["scale"][rows], batch["synthetic_scale"][rows]
+        )
+        lacking += rows.sum()
+    assert lacking > 0
+
+
+@pytest.fixture
+def caviar_config(make_config, caviar_files, write_zip, tmp_path):
+    """A function that gives the config of `open_data` on a generated CAVIAR4REID."""
+    write_zip(tmp_path / "CAVIAR4REID.zip", caviar_files)
+    name, protocol = "caviar", protocols.PROTOCOLS["caviar"]
+    small = dataclasses.replace(protocol, num_train=4, num_test=2)
+
+    def make(**changes):
+        fields = {
+            "protocol": name,
+            "dir": str(tmp_path),
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return make_config(**fields | changes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(protocols.PROTOCOLS, name, small)
+        yield make
+
+
+def test_real_low_resolution_has_no_original(caviar_config):
+    data = open_data(caviar_config())
+    assert data.manifest["set_aside"] == 2
+    train = data.plan.train
+    for batch in batches(data, num_steps=6):
+        np.testing.assert_array_equal(batch["has_hr"], batch["camid"] == 0)
+        np.testing.assert_array_equal(batch["lr"], batch["hr"])
+        np.testing.assert_array_equal(batch["scale"], train.scale[batch["index"]])
+        assert (batch["scale"][~batch["has_hr"]] > 1).all()
+    for side, camid in (("query", 1), ("gallery", 0)):
+        for batch in eval_batches(data, side):
+            assert set(batch["camid"]) == {camid}
+            assert (batch["has_hr"] == (camid == 0)).all()
+
+
+def test_synthetic_copies_are_made_of_what_has_an_original(caviar_config):
+    data = open_data(caviar_config(tuples="synthetic", flip=0.0, pad=0))
+    for batch in batches(data, num_steps=4):
+        same = (batch["lr"] == batch["hr"]).all((1, 2, 3))
+        np.testing.assert_array_equal(same, ~batch["has_hr"])
+        assert set(batch["scale"][batch["has_hr"]]) <= {2, 3, 4}
+    (batch,) = batches(open_data(caviar_config(tuples="cross")), num_steps=1)
+    assert batch["has_lr"].all() and set(batch["lr_camid"]) == {1}
+
+
+def test_cross_tuples_need_both_resolutions(market_config):
+    with pytest.raises(
+        ValueError, match=r"'cross' needs .*one kind alone under vr_mar"
+    ):
+        open_data(market_config(protocol="vr_market1501", tuples="cross", num_ids=2))
+
+
+def test_varying_widths_are_what_the_batch_shows(market_config):
+    data = open_data(
+        market_config(protocol="vr_market1501", num_ids=2, pad=0, flip=0.0)
+    )
+    query = data.plan.query
+    batch = next(eval_batches(data, "query"))
+    assert batch["has_hr"].all() and (batch["scale"] >= 2).all()
+    for row, i in enumerate(batch["index"]):
+        assert query.height[i] == 2 * query.width[i]
+        pixels = original(data, query, i)
+        size = query.height[i], query.width[i]
+        stored = transforms.degrade(pixels, size, "bicubic")
+        np.testing.assert_array_equal(
+            batch["lr"][row], transforms.fit(stored, (32, 16))
+        )
+
+
+def test_degradations_beyond_the_papers_reach_the_pixels(make_config):
+    plain = open_data(make_config())
+    for change in ({"blur": 2.0}, {"jpeg_quality": 10}, {"scales": (8,)}):
+        data = open_data(make_config(**change))
+        one, other = (next(eval_batches(d, "query")) for d in (plain, data))
+        assert np.abs(one["lr"] - other["lr"]).max() > 0.05
+        np.testing.assert_array_equal(one["hr"], other["hr"])
+        assert data.manifest["sha256"] != plain.manifest["sha256"]
+
+
+def test_decoding_and_resizing_are_pillows(market_config):
+    """The whole path from the bytes, against Pillow alone."""
+    data = open_data(market_config(protocol="mlr_market1501", num_ids=2))
+    plan = data.plan
+    for side in ("query", "gallery"):
+        batch = next(eval_batches(data, side))
+        for row, i in enumerate(batch["index"]):
+            images = getattr(plan, side)
+            stored = data.source[int(images.record[i])]["image"]
+            picture = Image.open(io.BytesIO(stored)).convert("RGB")
+            pixels = np.asarray(picture)
+            if side == "query":
+                size = images.width[i], images.height[i]
+                pixels = np.clip(np.rint(pillow_resize(pixels, size)), 0, 255)
+            expected = np.clip(pillow_resize(pixels, (16, 32)), 0, 255) / 255
+            # 0.02 grey levels, or one where a pixel of the small image was rounded to
+            # the other side.
+            off = np.abs(batch["lr"][row] - expected) * 255
+            assert np.quantile(off, 0.999) < 0.02 and off.max() < 1.5
+
+
+def pillow_resize(pixels, size):
+    """Pillow's float path, channel by channel."""
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(pixels[..., c].astype(np.float32)).resize(
+                    tuple(int(x) for x in size), Image.Resampling.BICUBIC
+                )
+            )
+            for c in range(3)
+        ],
+        -1,
+    )

@@ -304,7 +304,7 @@ PINNED = {
     "varying": (
         VARYING,
         make_official_index,
-        "28f02998c4fd2c0580cb3f9276171a4604feac796350226b7235189ea8c35f69",
+        "fb6aecefe0db68510b81b58bd702d22ce75aa5a7ffe4b053aa4640df545e0bfb",
     ),
 }
 

@@ -1,3 +1,6 @@
+import io
+
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -56,43 +59,94 @@ def rounded(pixels):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_degrading_is_pillows_float_resize_rounded(image, kernel, scale):
     size = (128 // scale, 64 // scale)
-    pixels = transforms.resize(image, size, kernel).numpy()
+    pixels = transforms.resize(image, size, kernel)
     expected = pillow_resize(image, size, kernel)
     np.testing.assert_allclose(pixels, expected, atol=ATOL)
-    degraded = transforms.degrade(image, scale, kernel).numpy()
+    degraded = transforms.degrade(image, size, kernel)
     assert degraded.dtype == np.uint8 and degraded.shape == (*size, 3)
     # A value within ATOL of a half may be rounded to either side.
     unsure = np.abs(expected % 1 - 0.5) < ATOL
     np.testing.assert_array_equal(degraded[~unsure], rounded(expected)[~unsure])
 
 
+@pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(42, 16), (256, 128), (128, 70), (7, 200)])
+def test_resizing_is_tensorflows_and_jaxs(image, kernel, size):
+    pixels = transforms.resize(image, size, kernel)
+    expected = tf.image.resize(image, size, kernel.replace("os", "os3"), antialias=True)
+    # Float32 sums of up to 255 levels in another order.
+    np.testing.assert_allclose(pixels, expected, atol=3e-4)
+    if kernel != "area":
+        method = {"bicubic": "cubic", "lanczos": "lanczos3"}.get(kernel, kernel)
+        expected = jax.image.resize(image.astype(np.float32), (*size, 3), method)
+        np.testing.assert_allclose(pixels, expected, atol=ATOL)
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_area_weights_pixels_by_what_is_covered(image, scale):
     size = (128 // scale, 64 // scale)
-    pixels = transforms.resize(image, size, "area").numpy()
+    pixels = transforms.resize(image, size, "area")
     np.testing.assert_allclose(pixels, covered_mean(image, size), atol=ATOL)
 
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_area_is_pillows_box_where_the_rate_divides_the_size(image, scale):
     size = (128 // scale, 64 // scale)
-    pixels = transforms.resize(image, size, "area").numpy()
+    pixels = transforms.resize(image, size, "area")
     np.testing.assert_allclose(pixels, pillow_resize(image, size, "area"), atol=ATOL)
 
 
 @pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic", "lanczos"])
 def test_scale_one_leaves_the_image_unchanged(image, kernel):
-    np.testing.assert_array_equal(transforms.degrade(image, 1, kernel), image)
+    np.testing.assert_array_equal(transforms.degrade(image, (128, 64), kernel), image)
 
 
 def test_overshoot_of_bicubic_is_clipped_and_not_wrapped():
     stripes = np.zeros((32, 16, 3), np.uint8)
     stripes[:, 8:] = 255
     for scale in (2, 3):
-        row = transforms.degrade(stripes, scale, "bicubic").numpy()[0, :, 0]
+        size = 32 // scale, 16 // scale
+        row = transforms.degrade(stripes, size, "bicubic")[0, :, 0]
         assert (np.diff(row.astype(int)) >= 0).all()
-    fitted = transforms.fit(stripes, (64, 32)).numpy()
+    fitted = transforms.fit(stripes, (64, 32))
     assert fitted.min() == 0 and fitted.max() == 1
+
+
+def test_blur_is_a_gaussian_before_the_resizing():
+    dot = np.zeros((41, 41, 3), np.uint8)
+    dot[20, 20] = 255
+    blurred = transforms.resize(dot, (41, 41), "bicubic", blur=2.0)[..., 0]
+    places = np.arange(41) - 20
+    gauss = np.exp(-0.5 * (places / 2.0) ** 2)
+    gauss /= gauss.sum()
+    np.testing.assert_allclose(blurred, 255 * np.outer(gauss, gauss), atol=2e-3)
+    grey = np.full((30, 20, 3), 77, np.uint8)  # edges neither darken nor brighten
+    np.testing.assert_allclose(
+        transforms.resize(grey, (10, 7), "bicubic", blur=3.0), 77, atol=1e-2
+    )
+
+
+def test_blurring_and_halving_is_done_in_that_order(image):
+    blurred = transforms.resize(image, (128, 64), "bicubic", blur=1.0)
+    both = transforms.resize(image, (64, 32), "bicubic", blur=1.0)
+    after = np.stack(
+        [
+            Image.fromarray(blurred[..., c]).resize((32, 64), Image.Resampling.BICUBIC)
+            for c in range(3)
+        ],
+        -1,
+    )
+    np.testing.assert_allclose(both, after, atol=ATOL)
+
+
+@pytest.mark.parametrize("quality", [10, 95])
+def test_a_stored_jpeg_is_pillows_of_that_quality(image, quality):
+    plain = transforms.degrade(image, (64, 32), "bicubic")
+    stored = transforms.degrade(image, (64, 32), "bicubic", jpeg_quality=quality)
+    encoded = io.BytesIO()
+    Image.fromarray(plain).save(encoded, format="jpeg", quality=quality)
+    np.testing.assert_array_equal(stored, np.asarray(Image.open(encoded)))
+    assert not np.array_equal(stored, plain)
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
@@ -101,7 +155,7 @@ def test_fit_is_pillows_float_resize_clipped(shape, kernel):
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     fitted = transforms.fit(pixels, (96, 48), kernel)
     expected = pillow_resize(pixels, (96, 48), kernel).clip(0, 255)
-    assert fitted.dtype == tf.float32
+    assert fitted.dtype == np.float32
     np.testing.assert_allclose(fitted * 255, expected, atol=ATOL)
 
 
@@ -112,7 +166,13 @@ def test_fit_of_an_image_of_the_input_size_changes_nothing(image):
 
 
 def augmented(images, seed, flip=0.5, pad=10, erase=0.0):
-    return transforms.augment(images, seed, flip=flip, pad=pad, erase=erase).numpy()
+    draws = np.random.default_rng(seed).random(transforms.NUM_DRAWS)
+    return np.stack(
+        [
+            transforms.augment(image, draws, flip=flip, pad=pad, erase=erase)
+            for image in images
+        ]
+    )
 
 
 def find_augmentation(original, result, pad):
@@ -159,7 +219,7 @@ def test_augmentation_uses_every_flip_and_offset(pair):
     assert len(set(drawn)) > 45
 
 
-def test_augmentation_depends_on_the_seed_alone(pair):
+def test_augmentation_depends_on_the_draws_alone(pair):
     np.testing.assert_array_equal(augmented(pair, [1, 2]), augmented(pair, [1, 2]))
     results = {augmented(pair, [a, b]).tobytes() for a in range(3) for b in range(3)}
     assert len(results) == 9

@@ -1,0 +1,278 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.datasets import folder, records
+from input_pipeline.pipeline import eval_batches, open_data, train_batches
+
+
+@pytest.fixture
+def open_own(make_config, tmp_path):
+    """A function that opens a folder of pictures under a protocol."""
+
+    def opened(top, protocol="folder", **changes):
+        options = {"dir": str(top), "cache_dir": str(tmp_path / "cache")}
+        options |= {"num_ids": 2, "num_instances": 2}
+        return open_data(make_config(protocol=protocol, **options | changes))
+
+    return opened
+
+
+def rewrite(top, change):
+    """Changes the lines of the table."""
+    path = top / "images.csv"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+
+def sides(data):
+    return {
+        side: sorted(getattr(data.plan, side).name.tolist())
+        for side in ("train", "query", "gallery")
+    }
+
+
+def test_a_table_without_a_split_halves_the_identities(open_own, write_folder):
+    data = open_own(write_folder())
+    plan = data.plan
+    assert plan.num_classes == 3 == len(set(plan.query.pid))
+    # The first picture of each identity in each camera is a query.
+    assert {name[-5] for name in plan.query.name} == {"0"}
+    assert len(plan.query.pid) == len(plan.gallery.pid) == 6
+    assert len(list(train_batches(data, seed=0, start_step=0, num_steps=2))) == 2
+    assert sum(batch["valid"].sum() for batch in eval_batches(data, "query")) == 6
+
+
+def test_a_tables_split_and_roles_count(open_own, write_folder):
+    data = open_own(write_folder("path,role,pid,split,camid"))
+    assert set(data.plan.train.pid) == {1, 2, 3}
+    expected = {
+        side: sorted(
+            f"pictures/{pid}_c{camid}_{shot}.jpg"
+            for pid in (4, 5, 6)
+            for camid in (1, 2)
+        )
+        for shot, side in enumerate(("query", "gallery"))
+    }
+    assert {side: sides(data)[side] for side in expected} == expected
+
+
+def test_an_mlr_protocol_needs_no_roles_of_its_own(open_own, write_folder):
+    data = open_own(write_folder("pid,camid,path,split"), "mlr_folder")
+    assert set(data.plan.query.camid) == {1} and set(data.plan.gallery.camid) == {2}
+    assert set(data.plan.query.pid) == {4, 5, 6} and data.plan.query.low.all()
+    other = open_own(write_folder(), "mlr_folder", lr_cameras=(2,), scales=(3,))
+    assert set(other.plan.query.camid) == {2} and set(other.plan.query.scale) == {3}
+
+
+def test_names_that_follow_a_pattern_need_no_table(open_own, write_folder):
+    top = write_folder()
+    table = sides(open_own(top))
+    (top / "images.csv").unlink()
+    pattern = r"pictures/(?P<pid>\d)_c(?P<camid>\d)_\d\.jpg"
+    assert sides(open_own(top, pattern=pattern)) == table
+
+
+def test_identities_and_cameras_may_be_text(open_own, write_folder):
+    top = write_folder()
+    rewrite(top, lambda lines: [lines[0], *(f"person {line}" for line in lines[1:])])
+    data = open_own(top)
+    assert {*data.plan.train.pid, *data.plan.query.pid} == set(range(6))
+    name = data.plan.train.name[0]
+    assert data.plan.train.pid[0] == int(name.split("/")[1][0]) - 1
+
+
+def test_without_cameras_every_other_picture_is_a_match(open_own, write_folder):
+    top = write_folder("pid,path")
+    data = open_own(top, no_camera=True)
+    assert set(data.plan.query.camid) == {-1}
+    assert len(data.plan.query.pid) == 3 and len(data.plan.gallery.pid) == 9
+    with pytest.raises(ValueError, match=r"mlr_folder needs to know the camera of eve"):
+        open_own(top, "mlr_folder", no_camera=True)
+
+
+def test_a_changed_picture_or_table_is_read_anew(open_own, write_folder):
+    top = write_folder()
+    first = open_own(top).manifest["sha256"]
+    assert open_own(top).manifest["sha256"] == first
+    path = top / "pictures" / "1_c1_0.jpg"
+    Image.new("RGB", (12, 26), "red").save(path)
+    second = open_own(top)
+    assert second.manifest["sha256"] != first
+    rewrite(top, lambda lines: lines[:-4])
+    assert len({*open_own(top).plan.train.pid, *open_own(top).plan.query.pid}) == 5
+
+
+def test_the_manifest_does_not_depend_on_where_and_when_the_folder_was_written(
+    open_own, write_folder, tmp_path
+):
+    top = write_folder()
+    first = open_own(top).manifest
+    moved = tmp_path / "elsewhere"
+    top.rename(moved)
+    for path in moved.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes())  # another time of change
+    assert open_own(moved).manifest == first
+    assert first["protocol"]["dataset"].startswith("folder/")
+
+
+def test_the_fingerprint_is_the_same_on_every_machine(write_folder):
+    builder = folder.open_folder(
+        str(write_folder()),
+        table="images.csv",
+        pattern="",
+        no_camera=False,
+        cache_dir=None,
+    )
+    rows = builder.builder_config.rows
+    assert rows[0] == ("pictures/1_c1_0.jpg", 1, 1, "")
+    index = records.Index(
+        name=np.array([row.path for row in rows]),
+        pid=np.array([row.pid for row in rows]),
+        camid=np.array([row.camid for row in rows]),
+        height=np.ones(24, int),
+        width=np.ones(24, int),
+        sha256=np.array([f"{i:064x}" for i in range(24)]),
+        role=np.array([row.role for row in rows]),
+    )
+    assert folder.fingerprint(index) == "10846ef5127df5d6"
+    backwards = records.Index(*(column[::-1] for column in index))
+    assert folder.fingerprint(backwards) == folder.fingerprint(index)
+
+
+def drop(column):
+    def change(lines):
+        position = lines[0].split(",").index(column)
+        cells = [line.split(",") for line in lines]
+        return [",".join(row[:position] + row[position + 1 :]) for row in cells]
+
+    return change
+
+
+def replace(number, old, new):
+    return lambda lines: [
+        line.replace(old, new) if i == number else line for i, line in enumerate(lines)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("pid"), r"images\.csv: expected the columns path, pid, camid .* add pid"),
+        (
+            drop("camid"),
+            r"add camid\. Where no cameras .*\.no_camera=True",
+        ),
+        (drop("path"), r"found pid, camid, split: add path"),
+        (lambda lines: [], r"in its first line, found nothing: add path, pid, camid"),
+        (lambda lines: lines[:1], r"images\.csv: expected pictures, found none"),
+        (replace(3, "pictures/", "photos/"), r"line 4: photos/1_c2_0\.jpg is not in"),
+        (
+            replace(3, "pictures/", "../own/pictures/"),
+            r"line 4: expected the path",
+        ),
+        (replace(2, "1,1,", ",1,"), r"line 3: expected a pid, found none"),
+        (replace(2, "1,1,", "1,,"), r"line 3: expected a camid, found none"),
+        (
+            replace(2, ",train", ",training"),
+            r"line 3: expected a split of train",
+        ),
+        (replace(2, ",train", ","), r"line 3: expected a split for every picture or f"),
+        (lambda lines: [*lines, lines[4]], r"pictures/1_c2_1\.jpg more than once"),
+    ],
+)
+def test_a_table_that_does_not_tell_is_refused_by_line(
+    open_own, write_folder, change, message
+):
+    top = write_folder("pid,camid,path,split")
+    rewrite(top, change)
+    with pytest.raises(ValueError, match=message):
+        open_own(top)
+
+
+def test_a_role_that_contradicts_the_split_is_refused(open_own, write_folder):
+    top = write_folder("pid,camid,path,split,role")
+    rewrite(top, replace(1, "train,", "train,query"))
+    with pytest.raises(ValueError, match=r"line 2: the split train does not go with"):
+        open_own(top)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table": "people.csv"}, r"people\.csv: no such file, expected a table"),
+        (
+            {"pattern": r"(?P<pid>\d+)_.*"},
+            r"named groups pid, camid, .* no camid",
+        ),
+        ({"pattern": "(?P<pid"}, r"config\.data\.pattern=\(\?P<pid: not a regular exp"),
+        (
+            {"pattern": r"pictures/(?P<pid>[1-5])_c(?P<camid>\d)_\d\.jpg"},
+            r"6_c1_0\.jpg: expected pictures/.* to match pictures/6_c1_0\.jpg",
+        ),
+        ({"dir": ""}, r"config\.data\.dir: expected the folder with your pictures"),
+        ({"dir": "/nowhere"}, r"/nowhere: expected the folder with your pictures"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(open_own, write_folder, changes, message):
+    top = write_folder()
+    with pytest.raises(ValueError, match=message):
+        open_own(changes.pop("dir", top), **changes)
+
+
+def test_an_identity_of_one_camera_is_refused_with_the_way_out(open_own, write_folder):
+    top = write_folder()
+    rewrite(top, lambda lines: [x for x in lines if not x.startswith("5,2")])
+    with pytest.raises(
+        ValueError, match=r"mlr_folder needs .* identities 5 \(pictures/5_c1_0.*Leave"
+    ):
+        open_own(top, "mlr_folder")
+
+
+class TestWrongSplits:
+    """Splits that were made wrong on purpose; none of them may train."""
+
+    COLUMNS = "pid,camid,path,split"
+
+    def test_an_identity_on_both_sides(self, open_own, write_folder):
+        top = write_folder(self.COLUMNS)
+        rewrite(top, replace(1, "train", "test"))
+        with pytest.raises(ValueError, match=r"leaks: the identities 1 are both in tr"):
+            open_own(top)
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png"])
+    def test_a_copy_of_a_gallery_image_among_the_training_images(
+        self, open_own, write_folder, suffix
+    ):
+        top = write_folder(self.COLUMNS)
+        source, copy = top / "pictures/6_c2_1.jpg", top / f"pictures/copy.{suffix}"
+        if suffix == "jpg":
+            copy.write_bytes(source.read_bytes())
+        else:  # the same pixels in another format
+            Image.open(source).save(copy)
+        rewrite(top, lambda lines: [*lines, f"1,2,pictures/copy.{suffix},train"])
+        with pytest.raises(
+            ValueError, match=rf"leaks: the images pictures/copy\.{suffix} of train"
+        ):
+            open_own(top)
+
+    def test_a_query_that_is_in_the_gallery_too(self, open_own, write_folder):
+        top = write_folder("pid,camid,path,split,role")
+        copy = top / "pictures/copy.jpg"
+        copy.write_bytes((top / "pictures/6_c2_0.jpg").read_bytes())
+        rewrite(top, lambda lines: [*lines, "6,1,pictures/copy.jpg,test,gallery"])
+        with pytest.raises(ValueError, match=r"pictures/6_c2_0\.jpg of query are also"):
+            open_own(top)
+
+
+def test_a_damaged_training_picture_is_left_out_and_a_searched_one_refused(
+    open_own, write_folder
+):
+    top = write_folder("pid,camid,path,split")
+    (top / "pictures" / "2_c1_1.jpg").write_bytes(b"")
+    data = open_own(top)
+    assert data.quarantined == ["pictures/2_c1_1.jpg"]
+    assert "pictures/2_c1_1.jpg" not in data.plan.train.name
+    path = top / "pictures" / "5_c1_1.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"5_c1_1\.jpg: not a readable image"):
+        open_own(top)
