@@ -85,6 +85,11 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         method = methods.load(name)(data.plan.num_classes, **method_options)
     except TypeError as error:
         raise ValueError(f"config.method does not fit {name}: {error}.") from error
+    if (config.data.tuples == "cross") != (method.tuples == "cross"):
+        raise ValueError(
+            f"{name} learns from {method.tuples} tuples, found config.data.tuples="
+            f"{config.data.tuples}."
+        )
 
     def batches(phase, start_step, num_steps, rollbacks):
         # By the phase's name: an ablation without phase h still sees l's batches.
@@ -377,6 +382,13 @@ def announce(config, data, mesh, workdir):
             f"{data.num_repeating} identities have fewer than K = "
             f"{config.data.num_instances} images; their batches repeat images."
         )
+    if data.quarantined:
+        print(f"{left_out(data.quarantined)} The run goes on without them.")
+
+
+def left_out(names):
+    """Which training images a run does without."""
+    return f"{len(names)} training images could not be read: {', '.join(names)}."
 
 
 def summarize(results, quarantined, workdir):
@@ -394,10 +406,7 @@ def summarize(results, quarantined, workdir):
     scales = (f"×{s} {v['rank1']:.1f}" for s, v in results["by_scale"].items())
     print("Rank-1 by scale: " + "  ".join(scales))
     if quarantined:
-        print(
-            f"{len(quarantined)} training images could not be read and were left out: "
-            f"{', '.join(quarantined)}"
-        )
+        print(left_out(quarantined))
     if "sr" in results:
         sr = results["sr"]
         print(f"PSNR {sr['psnr']:.2f} dB, bicubic {sr['psnr_bicubic']:.2f} dB")

@@ -128,6 +128,7 @@ class Method:
       restore: `(variables, images) → images`, both (B, H, W, 3) in [0, 1]; None where
         the method restores nothing.
       backbone: what imported weights fill; None where there is nothing to fill.
+      tuples: what a training batch holds, "image" or "cross" tuples (docs/data.md).
     """
 
     init: Callable[..., Variables]
@@ -136,3 +137,4 @@ class Method:
     distance: Callable[[Any, Any], Any]
     restore: Callable[..., Any] | None = None
     backbone: Backbone | None = None
+    tuples: Literal["image", "cross"] = "image"

@@ -440,6 +440,35 @@ def test_real_market_has_its_official_sides(make_config, real_market_dir):
     assert batch["lr"].shape == (5, 32, 16, 3)
 
 
+def test_real_market_has_camera_3_on_the_low_resolution_side(
+    make_config, real_market_dir
+):
+    config = make_config(protocol="mlr_market1501", dir=real_market_dir)
+    counts = open_data(config).manifest["counts"]
+    assert counts["train"]["images"] == 12_936
+    assert counts["query"]["cameras"] == {"3": 2_822}
+    assert counts["query"]["scales"] == {"2": 941, "3": 941, "4": 940}
+    gallery = dict(zip("12456", (2114, 1740, 890, 2380, 3169), strict=True))
+    assert counts["gallery"]["cameras"] == gallery
+    assert counts["gallery"]["images"] == 10_293
+
+
+def test_real_caviar_has_its_near_camera_on_the_high_resolution_side(
+    make_config, real_caviar_dir
+):
+    for split in (0, 9):
+        config = make_config(protocol="caviar", dir=real_caviar_dir, split=split)
+        data = open_data(config)
+        counts = data.manifest["counts"]
+        assert data.manifest["set_aside"] == 22
+        identities = {side: counts[side]["identities"] for side in counts}
+        assert identities == {"train": 25, "query": 25, "gallery": 25}
+        images = {side: counts[side]["images"] for side in counts}
+        assert images == {"train": 500, "query": 250, "gallery": 250}
+        near = [f"{shot:03d}" for shot in range(1, 11)]
+        assert sorted({name[4:7] for name in data.plan.gallery.name}) == near
+
+
 def cross_batches(make_config, seed=0, start_step=0, num_steps=3, **changes):
     data = open_data(make_config(tuples="cross", **changes))
     steps = {"seed": seed, "start_step": start_step, "num_steps": num_steps}
