@@ -108,7 +108,7 @@ class Protocol:
                 f"Protocol {self.name}: scales must be whole numbers from 1 on, found "
                 f"{self.scales}."
             )
-        if not 0 <= self.jpeg_quality <= 95 or self.blur < 0:
+        if not (0 <= self.jpeg_quality <= 95 and self.blur >= 0):
             raise ValueError(
                 f"Protocol {self.name}: jpeg_quality must be from 0 to 95 and blur not "
                 f"negative, found {self.jpeg_quality} and {self.blur}."
