@@ -175,11 +175,11 @@ def eval_batches(data: Data, side: str) -> Iterator[Batch]:
 
 
 def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
-    """Some images of one searched side, without augmentation.
+    """Some images of one side, without augmentation.
 
     Args:
       data: from `open_data`.
-      side: "query" or "gallery", or "val_query" or "val_gallery".
+      side: "train", "query", "gallery", "val_query" or "val_gallery".
       rows: (N,) int rows of that side of `data.plan`, at least one.
 
     Returns:
