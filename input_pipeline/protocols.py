@@ -310,7 +310,7 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     if protocol.num_shots:
         used &= _draw_shots(protocol, index)
     used = np.flatnonzero(used)
-    num_identities = len(np.unique(index.pid[index.pid >= 0]))
+    identities = np.unique(index.pid[(index.pid >= 0) & (role != "distractor")])
     index, role = records.Index(*(column[used] for column in index)), role[used]
 
     low = _is_low(protocol, index)
@@ -320,7 +320,7 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
         train_pids, test_pids = _official(protocol, index, role)
     else:
         train_pids, test_pids = _draw(protocol, _candidates(protocol, index, low))
-    num_set_aside = num_identities - len(train_pids) - len(test_pids)
+    set_aside = np.setdiff1d(identities, np.append(train_pids, test_pids))
     in_train, in_test = (np.isin(index.pid, pids) for pids in (train_pids, test_pids))
 
     is_query = low
@@ -369,7 +369,7 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
         val_query=images(in_val & is_query),
         val_gallery=images(in_val & ~is_query),
         num_classes=len(train_pids),
-        num_set_aside=num_set_aside,
+        num_set_aside=len(set_aside),
     )
 
 
