@@ -93,6 +93,13 @@ class Protocol:
                     f"Protocol {self.name}: {field} must be one of "
                     f"{', '.join(known)}, found {found!r}."
                 )
+        for field in ("lr_cameras", "scales", "widths"):
+            found = getattr(self, field)
+            if not all(isinstance(number, int) for number in found):
+                raise ValueError(
+                    f"Protocol {self.name}: {field} must be whole numbers, as in "
+                    f"(2, 3), found {found}."
+                )
         if self.low_resolution == "camera" and not self.lr_cameras:
             raise ValueError(
                 f"Protocol {self.name} does not know which cameras are low-resolution: "

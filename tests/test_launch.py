@@ -206,39 +206,52 @@ def test_an_option_that_the_method_does_not_know_is_named(launch, config, folder
 
 
 def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
+    results = folder / "finished" / "results.json"
+    before = json.loads(results.read_text())
     process = launch(
         *config,
         "--workdir=finished",
         "--mode=evaluate",
-        "--config.evaluation.num_draws=7",
+        "--config.evaluation.ap=trapezoid",
         "--config.data.eval_batch_size=5",
     )
     assert process.returncode == 0, process.stderr
-    results = json.loads((folder / "finished" / "results.json").read_text())
-    assert results["trials"]["count"] == 7
+    after = json.loads(results.read_text())
+    assert after["rank1"] == before["rank1"]
+    assert after["multi_shot"]["mAP"] != before["multi_shot"]["mAP"]
 
 
-def test_the_protocols_own_evaluation_gives_the_scores(finished, config, folder):
-    script = f"""
-import dataclasses, runpy, sys
-from input_pipeline.protocols import PROTOCOLS
-name = "mlr_pedestrians_tiny"
-PROTOCOLS[name] = dataclasses.replace(PROTOCOLS[name], evaluation="multi_shot")
-sys.argv = ["launch.py", "--workdir=finished", "--mode=evaluate"]
-runpy.run_path({str(ROOT / "launch.py")!r}, run_name="__main__")
-"""
-    process = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
-        check=False,
+def test_a_finished_run_is_not_scored_under_another_protocol(finished, launch, config):
+    process = launch(
+        *config, "--workdir=finished", "--mode=evaluate", "--config.data.num_draws=7"
+    )
+    assert process.returncode == 1
+    assert "data.num_draws" in process.stderr
+
+
+def test_the_protocols_fields_reach_the_scores(launch, config, folder):
+    process = launch(
+        *config,
+        "--workdir=multi_shot",
+        "--config.data.evaluation=multi_shot",
+        "--config.data.scales=(5,)",
+        "--config.data.blur=0.5",
     )
     assert process.returncode == 0, process.stderr
     assert re.search(r"Rank-1 [\d.]+  Rank-5 .*\(%, whole gallery\)", process.stdout)
-    results = json.loads((folder / "finished" / "results.json").read_text())
+    results = json.loads((folder / "multi_shot" / "results.json").read_text())
     assert results["evaluation"] == "multi_shot" and "trials" not in results
+    assert results["by_scale"].keys() == {"5"} and "rank1" in results["single_shot"]
+    manifest = json.loads((folder / "multi_shot" / "manifest.json").read_text())
+    assert manifest["protocol"]["scales"] == [5]
+    assert manifest["protocol"]["blur"] == 0.5
+
+
+def test_a_method_gets_the_tuples_that_it_learns_from(launch, config, folder):
+    process = launch(*config, "--workdir=cross", "--config.data.tuples=cross")
+    assert process.returncode == 1
+    assert "learns from image tuples, found config.data.tuples=cross" in process.stderr
+    assert not (folder / "cross").exists()
 
 
 def test_a_run_that_blows_up_goes_back_and_then_ends_with_names(launch, config):

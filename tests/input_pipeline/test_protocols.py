@@ -487,6 +487,8 @@ def test_too_few_identities_are_refused():
         ("lr_cameras", (), r'which cameras are low.*lr_cameras="\(1,\)"'),
         ("scales", (), "scales must be whole numbers from 1 on"),
         ("scales", (0, 2), "scales must be whole numbers from 1 on"),
+        ("scales", (2.5,), r"scales must be whole numbers, .* found \(2\.5,\)"),
+        ("lr_cameras", ("1",), "lr_cameras must be whole numbers"),
         ("jpeg_quality", 96, "jpeg_quality must be from 0 to 95"),
         ("blur", -0.5, "blur not negative"),
         ("num_draws", 0, "single-shot scores need num_draws of at least 1"),
