@@ -236,10 +236,11 @@ def _cross_tuples(data, seed, step):
         pair = _synthetic(data, images, i, rates[row])
         pair = [_augment(image, draws[2 * row], config) for image in pair]
         synthetic_lr[row], hr[row] = pair
-        lr[row] = synthetic_lr[row]
         if lr_i >= 0:
             stored, _ = _stored(data, images, lr_i)
             lr[row] = _augment(stored, draws[2 * row + 1], config)
+        else:
+            lr[row] = synthetic_lr[row]
     return lr, synthetic_lr, hr, rates.astype(np.float32), index, lr_index
 
 

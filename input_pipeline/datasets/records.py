@@ -1,9 +1,9 @@
 """What a stored image is: its features on disc, its index, and the way to open both.
 
 Every data set is built once by TFDS into ArrayRecord files, which are then read by
-position and without TensorFlow. The bytes of an image are stored as they were found,
-damaged ones, too: whether a run can do without an image is for its plan to say.
-An image is read and decoded once while a data set is built, and its index is kept.
+position. The bytes of an image are stored as they were found, damaged ones, too:
+whether a run can do without an image is for its plan to say. An image is read and
+decoded once while a data set is built, and its index is kept.
 """
 
 import contextlib
@@ -37,11 +37,29 @@ class Index(NamedTuple):
     # or, where these are not told apart, "test"; a word for each official split; or ""
 
 
+class EncodedImages(Sequence):
+    """`source[i]["image"]` are the encoded bytes of record i, its only field here.
+
+    The others are in the index, and TFDS takes as long to decode them as to read all.
+    """
+
+    def __init__(self, builder):
+        method = tfds.decode.DeserializeMethod.DESERIALIZE_NO_DECODE
+        self._protos = builder.as_data_source(SPLIT, deserialize_method=method)
+
+    def __len__(self):
+        return len(self._protos)
+
+    def __getitem__(self, position):
+        image = self._protos[position].features.feature["image"]
+        return {"image": image.bytes_list.value[0]}
+
+
 class Records(NamedTuple):
-    """An opened data set: `source[i]["image"]` are the encoded bytes of record i."""
+    """An opened data set."""
 
     index: Index
-    source: Sequence
+    source: EncodedImages
 
 
 def decode(image_bytes, name):
@@ -203,10 +221,11 @@ def open_records(builder, *, manual_dir=""):
             else:
                 _build(builder, manual_dir)
             if not (folder / "index.npz").exists():
-                source = _source(builder)
+                encoded = {"image": tfds.decode.SkipDecoding()}
+                source = builder.as_data_source(SPLIT, decoders=encoded)
                 rows = (_read(source, i) for i in range(len(source)))
                 _write_index(folder, [_row(row) for row in rows])
-    source = _source(builder)
+    source = EncodedImages(builder)
     return Records(_read_index(folder / "index.npz", len(source)), source)
 
 
@@ -225,10 +244,6 @@ def _build(builder, manual_dir):
             )
     except AssertionError as error:  # how TFDS says that manual_dir is not there
         raise ValueError(str(error)) from error
-
-
-def _source(builder):
-    return builder.as_data_source(SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
 
 
 def _read(source, position, name=""):
