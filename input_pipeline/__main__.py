@@ -4,6 +4,7 @@ python -m input_pipeline PROTOCOL --data_dir DIR [--out PATH.png]
 """
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ _PROTOCOL = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints what the arguments ask for; foreseen errors end in one line."""
+    logging.getLogger("absl").setLevel("ERROR")  # TFDS's own notices
     arguments = _parser().parse_args(argv)
     if arguments.list or not arguments.protocol:
         print(list_protocols())

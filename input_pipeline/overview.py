@@ -1,12 +1,11 @@
 """A protocol in words and numbers, for a terminal."""
 
-import collections
 import textwrap
 
 import numpy as np
 
 from input_pipeline.pipeline import Data
-from input_pipeline.protocols import PROTOCOLS, SEARCHED
+from input_pipeline.protocols import PROTOCOLS, SEARCHED, num_unmatched
 
 _ROUNDED = {"floor": "down", "nearest": "to the nearest", "ceil": "up"}
 _WIDTH = 88  # of the terminal
@@ -163,25 +162,12 @@ def _notes(data):
         found = (f"{name} {count:,}" for name, count in no_original.items() if count)
         yield f"images without a high-resolution original: {', '.join(found)}"
     for query, gallery in SEARCHED:
-        if query in sides and (unmatched := _num_unmatched(plan, query, gallery)):
+        images = getattr(plan, query), getattr(plan, gallery)
+        if unmatched := num_unmatched(plan.protocol, *images):
             yield (
                 f"images of {query} that have no match in {gallery} and do not count: "
                 f"{unmatched:,}"
             )
-
-
-def _num_unmatched(plan, query, gallery):
-    """How many queries have no image in the gallery that would be right."""
-    query, gallery = getattr(plan, query), getattr(plan, gallery)
-    cameras = collections.defaultdict(set)
-    for pid, camid in zip(gallery.pid.tolist(), gallery.camid.tolist(), strict=True):
-        cameras[pid].add(camid)
-    # Multi-shot scores ignore the query's own camera, where cameras are known.
-    own = plan.protocol.evaluation == "multi_shot" and (gallery.camid >= 0).all()
-    return sum(
-        not cameras[pid] - ({camid} if own else set())
-        for pid, camid in zip(query.pid.tolist(), query.camid.tolist(), strict=True)
-    )
 
 
 def _number(count):

@@ -84,6 +84,7 @@ def open_data(config: Any) -> Data:
     plan = protocols.make_plan(protocol, dataset.index)
     plan, quarantined = _quarantine(plan, dataset.index, config, builder.data_dir)
     protocols.check_disjoint(plan, dataset.index.sha256)
+    protocols.check_matches(plan)
     _check_tuples(plan, config.tuples)
     planned = plan.train.label[_planned(plan, config.tuples)]
     return Data(
@@ -363,7 +364,7 @@ def _find_protocol(config):
     fields += ("evaluation", "num_draws")
     changes = {name: value for name in fields if (value := getattr(config, name))}
     for name in {"lr_cameras", "scales"} & changes.keys():
-        changes[name] = tuple(changes[name])
+        changes[name] = tuple(dict.fromkeys(changes[name]))  # each once
     if config.jpeg_quality >= 0:
         changes["jpeg_quality"] = config.jpeg_quality
     return dataclasses.replace(
@@ -413,7 +414,9 @@ def _quarantine(plan, index, config, folder):
             f"(config.data.max_quarantined). {advice}"
         )
     train = protocols.Images(*(column[~bad] for column in plan.train))
-    return plan._replace(train=train), names
+    labels, label = np.unique(train.label, return_inverse=True)  # some may have gone
+    train = train._replace(label=label.astype(np.int32))
+    return plan._replace(train=train, num_classes=len(labels)), names
 
 
 def _check_tuples(plan, tuples):

@@ -110,6 +110,13 @@ class Protocol:
                 f"Protocol {self.name} does not look at lr_cameras, found "
                 f"{self.lr_cameras}: its low_resolution is {self.low_resolution}."
             )
+        for field, unused in self._unused().items():
+            default = type(self).__dataclass_fields__[field].default
+            if unused and getattr(self, field) != default:
+                raise ValueError(
+                    f"Protocol {self.name} does not look at {field}, found "
+                    f"{getattr(self, field)!r}: {unused}."
+                )
         if not self.scales or min(self.scales) < 1:
             raise ValueError(
                 f"Protocol {self.name}: scales must be whole numbers from 1 on, found "
@@ -125,6 +132,21 @@ class Protocol:
                 f"Protocol {self.name}: single-shot scores need num_draws of at least "
                 f"1, found {self.num_draws}."
             )
+
+    def _unused(self):
+        """{field: why it would change nothing, or ""}."""
+        nothing = self.low_resolution == "none"
+        plain = set(self.scales) == {1} and not (
+            self.widths or self.blur or self.jpeg_quality
+        )
+        dealt = nothing or self.low_resolution == "real"
+        return {
+            "rate": "no rates are dealt out" if dealt else "",
+            "blur": "nothing is degraded" if nothing else "",
+            "jpeg_quality": "nothing is degraded" if nothing else "",
+            "kernel": "nothing is down-sampled" if plain else "",
+            "rounding": "nothing is down-sampled" if plain else "",
+        }
 
 
 # Market-1501's official evaluation ranks every image of the gallery.
@@ -235,6 +257,7 @@ PROTOCOLS = {
             lr_cameras=(1,),
             kernel="bilinear",
             jpeg_quality=95,  # OpenCV's
+            num_draws=0,  # the distractors are no identity to draw one image of
         ),
         dataclasses.replace(_OFFICIAL, name="market1501", dataset="market1501"),
         dataclasses.replace(_VARYING, name="vr_market1501", dataset="market1501"),
@@ -309,7 +332,12 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
         camera numbers where they are needed, or if an identity that may be drawn has
         no image of high or none of low resolution.
     """
-    official = protocol.num_train is None and (index.role != "").any()
+    official = (index.role != "").any()
+    if official and protocol.num_train is not None:
+        raise ValueError(
+            f"Protocol {protocol.name} draws who trains, and {protocol.dataset} says "
+            "so itself: take the split out of it, or choose another protocol."
+        )
     role = _roles(protocol, index) if official else index.role
     used = index.pid >= 0
     if official:
@@ -321,8 +349,16 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     index, role = records.Index(*(column[used] for column in index)), role[used]
 
     low = _is_low(protocol, index)
+    distractor = role == "distractor"
+    known = np.intersect1d(index.pid[distractor], index.pid[~distractor])
+    if len(known):
+        raise ValueError(
+            f"Protocol {protocol.name} needs distractors to be nobody else, found the "
+            f"identities {_some(known.tolist())} under other roles, too, in "
+            f"{protocol.dataset}."
+        )
     if protocol.low_resolution != "all":
-        low &= role != "distractor"  # they are in the gallery, whatever their camera
+        low &= ~distractor  # they are in the gallery, whatever their camera
     if official:
         train_pids, test_pids = _official(protocol, index, role)
     else:
@@ -459,6 +495,12 @@ def _is_low(protocol, index):
     if which == "all":
         return np.full(num_images, True)
     if which == "camera":
+        if unseen := sorted({*protocol.lr_cameras} - {*index.camid.tolist()}):
+            raise ValueError(
+                f"Protocol {protocol.name} found no image of the lr_cameras "
+                f"{_some(unseen)} in {protocol.dataset}; choose among "
+                f"{_some(np.unique(index.camid).tolist())}."
+            )
         return np.isin(index.camid, protocol.lr_cameras)
     if which == "real":
         return index.camid == _camera_of_the_smaller(protocol, index)
@@ -486,6 +528,7 @@ def _camera_of_the_smaller(protocol, index):
             f"found none in {protocol.dataset}."
         )
     area = index.height * index.width
+    seen_twice &= area > 0  # 0 cannot be decoded
     camids = np.unique(index.camid[seen_twice])
     means = [area[seen_twice & (index.camid == camid)].mean() for camid in camids]
     return camids[np.argmin(means)]
@@ -494,6 +537,7 @@ def _camera_of_the_smaller(protocol, index):
 def _real_scale(size, low, reference):
     """(images that are low,) float: by how much they are smaller than the others."""
     area = size[0] * size[1]
+    reference = reference & (area > 0)  # 0 cannot be decoded
     mean = int(area[reference].sum()) / max(int(reference.sum()), 1)
     return np.maximum(np.sqrt(mean / np.maximum(area[low], 1)), 1.0)
 
@@ -585,6 +629,11 @@ def _official_queries(index, role):
 def _hold_out(train_pids, protocol):
     """(identities that train, identities held out), both in the split's order."""
     num_train, num_held_out = len(train_pids), protocol.val_ids
+    if num_train < 2:
+        raise ValueError(
+            f"Protocol {protocol.name} needs at least two training identities, found "
+            f"{num_train} in {protocol.dataset}."
+        )
     if num_held_out == 1:
         raise ValueError(
             "val_ids must be 0 or at least 2, found 1: a single identity is always "
@@ -630,6 +679,41 @@ def check_disjoint(plan: Plan, sha256: np.ndarray) -> None:
             )
 
 
+def check_matches(plan: Plan) -> None:
+    """Checks that there is something to be found in what is searched.
+
+    Args:
+      plan: a `Plan`.
+
+    Raises:
+      ValueError: if no query has a match that the main scores count.
+    """
+    protocol = plan.protocol
+    for sides in SEARCHED[: 2 if protocol.val_ids else 1]:
+        query, gallery = (getattr(plan, side) for side in sides)
+        if num_unmatched(protocol, query, gallery) == len(query.pid):
+            raise ValueError(
+                f"Protocol {protocol.name}: none of the {len(query.pid)} images of "
+                f"{sides[0]} has a match among the {len(gallery.pid)} of {sides[1]} "
+                f"in {protocol.dataset}, so that there is nothing to score. Searched "
+                "identities need images on both sides, under multi-shot scores of "
+                "different cameras; look at lr_cameras, at val_ids, and at the data."
+            )
+
+
+def num_unmatched(protocol: Protocol, query: Images, gallery: Images) -> int:
+    """How many queries have no image in the gallery that would be right."""
+    cameras = collections.defaultdict(set)
+    for pid, camid in zip(gallery.pid.tolist(), gallery.camid.tolist(), strict=True):
+        cameras[pid].add(camid)
+    multi_shot = protocol.evaluation == "multi_shot"
+    # Multi-shot scores ignore the query's own camera, where it is known.
+    return sum(
+        not cameras[pid] - ({camid} if multi_shot and camid >= 0 else set())
+        for pid, camid in zip(query.pid.tolist(), query.camid.tolist(), strict=True)
+    )
+
+
 def _sides(plan):
     """Names of the sides that have images."""
     return [
@@ -644,8 +728,8 @@ def manifest(plan: Plan) -> dict[str, Any]:
 
     Its `sha256` covers the protocol's name, its data set, those of its fields that are
     not at their defaults, and for every image side, name, pid, camid, scale and size,
-    but no pixels: equal hashes mean equal protocols. (`val_ids` is not among the
-    fields: the sides of the images tell who is held out.)
+    but no pixels: equal hashes mean equal protocols. (`seed`, `split` and `val_ids` are
+    not among the fields: the sides of the images tell what was drawn.)
 
     Args:
       plan: a `Plan`.
@@ -660,7 +744,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
     head = {
         name: value
         for name, value in fields.items()
-        if value != defaults[name] and name != "val_ids"
+        if value != defaults[name] and name not in ("seed", "split", "val_ids")
     }
     sides = {side: getattr(plan, side) for side in _sides(plan)}
     lines = [

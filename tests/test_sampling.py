@@ -132,3 +132,32 @@ def test_fewer_identities_than_p_is_refused(pids):
 def test_p_and_k_below_one_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         sampling.plan_batch(0, 0, PIDS, num_ids=0, num_instances=4)
+
+
+def test_partners_are_different_images_of_the_same_identity():
+    pids, partner_pids = np.repeat([4, 9, 2], 3), np.array([9, 4, 4, 4, 4, 9, 7])
+    seen = set()
+    for step in range(20):
+        partners = sampling.plan_partners(0, step, pids, partner_pids)
+        assert partners.dtype == np.int32
+        assert (partners[pids == 2] == -1).all()
+        assert len(set(partners[pids == 4])) == 3  # of four
+        assert set(partners[pids == 9]) == {0, 5}  # both, and one again
+        found = partners >= 0
+        np.testing.assert_array_equal(partner_pids[partners[found]], pids[found])
+        seen.add(tuple(partners))
+        again = sampling.plan_partners(0, step, pids, partner_pids)
+        np.testing.assert_array_equal(partners, again)
+    assert len(seen) > 10
+
+
+def test_draws_are_uniform_and_those_of_every_step_their_own():
+    draws = sampling.plan_draws(3, 5, 500, 4)
+    assert draws.shape == (500, 4) and draws.min() >= 0 and draws.max() < 1
+    # 2,000 numbers: one standard deviation of the mean is 0.0065.
+    np.testing.assert_allclose(draws.mean(), 0.5, atol=0.03)
+    for other in (sampling.plan_draws(3, 6, 500, 4), sampling.plan_draws(4, 5, 500, 4)):
+        assert (draws != other).all()
+    # Not the numbers that order the partners.
+    bits = sampling.random_bits(2000, seed=3, position=5, stream=7)
+    assert (draws.ravel() != (bits >> np.uint64(11)) * 2.0**-53).all()

@@ -164,12 +164,13 @@ def compare(
       The main scores, by scale (rounded to whole numbers) too, and beside them the
       other ones, "multi_shot" or "single_shot"; with single-shot main scores `trials`,
       their spread over the draws. `num_queries` is how many queries have a match; the
-      others are not counted. What multi-shot ranking removes is not shown.
+      others are not counted, and a scale of such queries alone is left out. What
+      multi-shot ranking removes is not shown.
 
     Raises:
-      ValueError: if a distance is NaN, if none of the queries, or of those of one
-        scale, has a match in the gallery, if single-shot scores are to be the main ones
-        without draws, or if `evaluation` or `ap` is neither.
+      ValueError: if a distance is NaN, if none of the queries has a match in the
+        gallery, if single-shot scores are to be the main ones without draws, or if
+        `evaluation` or `ap` is neither.
     """
     if evaluation not in ("single_shot", "multi_shot"):
         raise ValueError(
@@ -181,7 +182,8 @@ def compare(
     )
     if evaluation == "single_shot" and num_draws < 1:
         raise ValueError(f"single-shot scores need gallery draws, found {num_draws}")
-    cameras_known = (gallery.camid >= 0).all()
+    # A camera that is not known is no query's own.
+    gallery_camid = np.where(gallery.camid < 0, -2, gallery.camid)
     single, multi, ranked = [], [], []
     for start, distances in _distance_blocks(method, query, gallery, chunk_size):
         rows = slice(start, start + chunk_size)
@@ -192,11 +194,11 @@ def compare(
                     distances, pids, gallery.pid, num_draws=num_draws, seed=seed
                 )
             )
-        cameras = (camids, gallery.camid) if cameras_known else ()
-        multi.append(rank_multi_shot(distances, pids, gallery.pid, *cameras, ap=ap))
+        multi.append(
+            rank_multi_shot(distances, pids, gallery.pid, camids, gallery_camid, ap=ap)
+        )
         for row in shown[(shown >= start) & (shown < start + len(pids))] - start:
-            same = (gallery.pid == pids[row]) & (gallery.camid == camids[row])
-            same &= cameras_known
+            same = (gallery.pid == pids[row]) & (gallery_camid == camids[row])
             kept = np.where(same | (gallery.pid < 0), np.inf, distances[row])
             ranked.append(np.argsort(kept, kind="stable")[:num_ranked])
 
@@ -211,7 +213,8 @@ def compare(
         "by_scale": {},
     }
     scales = np.rint(query.scale).astype(int)
-    for scale in np.unique(scales):
+    matched = np.concatenate([block.first_rank[:, 0] for block in main]) > 0
+    for scale in np.unique(scales[matched]):
         scores = summarize(main, scales == scale)
         results["by_scale"][str(scale)] = {
             "rank1": _percent(scores.cmc[0]),
@@ -241,13 +244,16 @@ def mean_and_std(runs: Sequence[Mapping]) -> dict:
       runs: `Evaluation.results`, one per split or seed.
 
     Returns:
-      `{"mean": …, "std": …}`, each with the scores of one run; std is 0 for one run.
+      `{"mean": …, "std": …}`, each with the scores of one run, and those of the scales
+      that all runs have; std is 0 for one run.
 
     Raises:
-      ValueError: if the runs do not have the same scores, scales included.
+      ValueError: if the runs do not have the same scores.
     """
+    scales = set.intersection(*({*run["by_scale"]} for run in runs))
     scores = [
-        {key: run[key] for key in (*SCORES, "by_scale", "sr") if key in run}
+        {key: run[key] for key in (*SCORES, "sr") if key in run}
+        | {"by_scale": {scale: run["by_scale"][scale] for scale in sorted(scales)}}
         for run in runs
     ]
 

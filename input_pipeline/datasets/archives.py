@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import os
 import re
 import tarfile
 import tempfile
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 Found = tuple[Path, dict[str, Callable[[], bytes]]]  # where, {path: how to read it}
 _DAMAGE = zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError
+_DAMAGE += (RuntimeError,)  # a password, or a compression that Python does not know
 
 
 class Counts(NamedTuple):
@@ -56,7 +58,10 @@ def find_files(
             for name in content.namelist()
             if name.startswith(f"{folder}/") and not name.endswith("/")
         }
-    files = _files_in(manual_dir, folder)
+    files = {
+        path.relative_to(manual_dir).as_posix(): path.read_bytes
+        for path in walk(manual_dir / folder)
+    }
     return manual_dir / folder if files else manual_dir, files
 
 
@@ -86,7 +91,8 @@ def open_files(
     if path.is_file():
         with tempfile.TemporaryDirectory(dir=scratch_dir) as extracted:
             _unharmed(path, instructions, functools.partial(_extract, path), extracted)
-            yield path, _files_in(Path(extracted), folder)
+            _, files = find_files(extracted, f"{folder}.zip", folder, instructions)
+            yield path, files
     else:
         yield find_files(manual_dir, f"{folder}.zip", folder, instructions)
 
@@ -161,13 +167,13 @@ def check_complete(
         )
 
 
-def _files_in(parent, folder):
-    """{path, which begins with `folder`: a function that reads the file}."""
-    return {
-        file.relative_to(parent).as_posix(): file.read_bytes
-        for file in (parent / folder).rglob("*")
-        if file.is_file()
-    }
+def walk(folder: Path) -> list[Path]:
+    """All files in a folder, in its folders, and where links lead, in sorted order."""
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
 
 
 def _extract(path, into):

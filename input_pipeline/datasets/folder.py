@@ -1,5 +1,6 @@
 """Anyone's own pictures: a folder with a table, or with names that follow a pattern."""
 
+import collections
 import csv
 import dataclasses
 import hashlib
@@ -72,7 +73,8 @@ def open_folder(
       folder: where the pictures lie, in folders of it or not.
       table: name of a CSV file in it, whose columns are `pid`, `camid`, `path` and, if
         there is a split, `split` (train, test) and `role` (query, gallery, distractor).
-        Identities and cameras are numbers or any text; numbers below 0 are junk.
+        Identities and cameras are whole numbers (identities below 0 are junk), or text,
+        which is numbered from 0 in sorted order.
       pattern: regex of the paths in the folder, with the named groups `pid` and `camid`
         and perhaps `split` and `role`; if given, all pictures count and no table is
         read.
@@ -96,12 +98,12 @@ def open_folder(
     if pattern:
         told, place = _match_names(top, pattern, columns), "config.data.pattern"
     else:
-        told, place = _read_table(top / table, columns), str(top / table)
+        told, place = _read_table(top, table, columns), str(top / table)
     rows = _rows(told, place, no_camera)
-    state = []
+    state = [str(top.resolve())]
     for row in rows:
         file = (top / row.path).stat()
-        state.append([*row, file.st_size, file.st_mtime_ns])
+        state.append([*row, file.st_size, file.st_mtime_ns, file.st_ctime_ns])
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
     config = FolderConfig(name=key, folder=str(top), rows=rows)
     return Folder(config=config, data_dir=cache_dir)
@@ -114,41 +116,51 @@ def fingerprint(index: records.Index) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _read_table(path, columns):
+def _read_table(folder, table, columns):
     """{line: {column: text}} of a CSV file."""
+    path = folder / table
     if not path.is_file():
         raise ValueError(
             f"{path}: no such file, expected a table of your pictures with the columns "
             f"{', '.join(columns)} and perhaps split, role. Write it, name another by "
             "--config.data.table, or give --config.data.pattern."
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        found = reader.fieldnames or []
-        if missing := [column for column in columns if column not in found]:
-            advice = (
-                " Where no cameras are known, say --config.data.no_camera=True."
-                if "camid" in missing
-                else ""
-            )
-            raise ValueError(
-                f"{path}: expected the columns {', '.join(columns)} in its first line, "
-                f"found {', '.join(found) or 'nothing'}: add "
-                f"{', '.join(missing)}.{advice}"
-            )
-        told = {f"line {reader.line_num}": row for row in reader}
-    for line, row in told.items():
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            found = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = found
+            lines = {f"line {reader.line_num}": row for row in reader}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected a table in UTF-8, columns divided by commas ({error})."
+        ) from error
+    if missing := [column for column in columns if column not in found]:
+        advice = (
+            " Where no cameras are known, say --config.data.no_camera=True."
+            if missing == ["camid"]
+            else ""
+        )
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(columns)}, divided by commas, in "
+            f"its first line, found {', '.join(found) or 'nothing'}: add "
+            f"{', '.join(missing)}.{advice}"
+        )
+    told = {}
+    for line, cells in lines.items():
+        row = {column: (cells[column] or "").strip() for column in found if column}
         name = Path(row["path"] or "/")
         if name.is_absolute() or ".." in name.parts:
             raise ValueError(
-                f"{path}, {line}: expected the path of a picture in {path.parent}, "
-                f"found {row['path']!r}."
+                f"{path}, {line}: expected the path of a picture in {folder}, found "
+                f"{row['path']!r}."
             )
-        if not (path.parent / name).is_file():
+        if not (folder / name).is_file():
             raise ValueError(
-                f"{path}, {line}: {row['path']} is not in {path.parent}. Put the "
-                "picture there, or take the line out."
+                f"{path}, {line}: {row['path']} is not in {folder}. Put the picture "
+                "there (folders are divided by /), or take the line out."
             )
+        told[line] = row
     return told
 
 
@@ -168,7 +180,7 @@ def _match_names(folder, pattern, columns):
             "--config.data.no_camera=True."
         )
     told = {}
-    for path in sorted(folder.rglob("*")):
+    for path in archives.walk(folder):
         if path.suffix.lower() not in archives.PICTURES or path.name.startswith("._"):
             continue
         name = path.relative_to(folder).as_posix()
@@ -190,10 +202,9 @@ def _rows(told, place, no_camera):
         if empty := [x for x in ("pid", "camid") if x in row and not row[x]]:
             raise ValueError(f"{place}, {where}: expected a {empty[0]}, found none.")
     paths = [Path(row["path"]).as_posix() for row in told.values()]
-    if twice := {path for path in paths if paths.count(path) > 1}:
-        raise ValueError(
-            f"{place}: expected each picture once, found {min(twice)} more than once."
-        )
+    path, times = collections.Counter(paths).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{place}: expected each picture once, found {path} {times}×.")
     roles = [_role(row, f"{place}, {where}") for where, row in told.items()]
     if "" in roles and any(roles):
         where = list(told)[roles.index("")]
@@ -202,9 +213,19 @@ def _rows(told, place, no_camera):
             "none here."
         )
     pids = _numbers([row["pid"] for row in told.values()])
+    if pids is None:
+        raise ValueError(
+            f"{place}: expected identities below 0 (junk) among whole numbers alone, "
+            "found them beside text or fractions."
+        )
     camids = [-1] * len(told)
     if not no_camera:
         camids = _numbers([row["camid"] for row in told.values()])
+        if camids is None or min(camids) < 0:
+            raise ValueError(
+                f"{place}: expected cameras from 0 on, found some below. Where no "
+                "cameras are known, say --config.data.no_camera=True."
+            )
     return tuple(sorted(map(Row, paths, pids, camids, roles)))
 
 
@@ -225,9 +246,13 @@ def _role(row, where):
 
 
 def _numbers(texts):
-    """The texts as numbers or, if one of them is none, numbered in sorted order."""
-    try:
+    """The texts as numbers or, if one of them is none, numbered in sorted order.
+
+    None, if they would then hide a number below 0.
+    """
+    if all(re.fullmatch(r"-?\d{1,9}", text) for text in texts):
         return [int(text) for text in texts]
-    except ValueError:
-        order = {text: number for number, text in enumerate(sorted(set(texts)))}
-        return [order[text] for text in texts]
+    if any(re.match(r"-\d", text) for text in texts):
+        return None
+    order = {text: number for number, text in enumerate(sorted(set(texts)))}
+    return [order[text] for text in texts]

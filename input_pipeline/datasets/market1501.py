@@ -92,16 +92,21 @@ def generate_examples(matches, files, size=None):
       size: (height, width) in pixels, if all images have one.
 
     Yields:
-      (key, `records.record`), in the order of the matches.
+      (key, `records.record`), in the order of the matches; who is in the gallery and
+      never wanted is a distractor.
     """
+    wanted = {match["pid"] for match in matches if match["folder"] == "query"}
+    told = wanted | {"-1"}  # junk
     for key, match in enumerate(matches):
-        pid, role = int(match["pid"]), ROLES[match["folder"]]
+        role = ROLES[match["folder"]]
+        if role == "gallery" and match["pid"] not in told:
+            role = "distractor"
         example = records.record(
             match[0].partition("/")[2],
             files[match[0]](),
-            pid=pid,
+            pid=int(match["pid"]),
             camid=int(match["camid"]),
-            role=role if pid else "distractor",
+            role=role,
             size=size,
         )
         yield key, example

@@ -77,10 +77,12 @@ def decode(image_bytes, name):
       (H, W, 3) uint8 RGB.
 
     Raises:
-      ValueError: if it is empty, cut off or no image.
+      ValueError: if it is empty, cut off, no image, or has more than 8 bits a channel.
     """
     try:
         with Image.open(io.BytesIO(image_bytes)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(

@@ -32,7 +32,7 @@ def test_records_are_the_pictures_of_three_folders(tmp_path, duke_files, write_f
     assert described[f"{TRAIN}/0007_c8_f0044160.jpg"] == (7, 8, "train")
     assert described[f"{QUERY}/0002_c1_f0044158.jpg"] == (2, 1, "query")
     assert described[f"{TEST}/0005_c4_f0044159.jpg"] == (5, 4, "gallery")
-    assert described[f"{TEST}/7101_c6_f0044158.jpg"] == (7101, 6, "gallery")
+    assert described[f"{TEST}/7101_c6_f0044158.jpg"] == (7101, 6, "distractor")
     assert {(20, 10), (21, 11), (22, 12)} <= set(
         zip(index.height.tolist(), index.width.tolist(), strict=True)
     )

@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -157,7 +160,10 @@ def replace(number, old, new):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop("pid"), r"images\.csv: expected the columns path, pid, camid .* add pid"),
+        (
+            drop("pid"),
+            r"images\.csv: expected the columns path, pid, camid, .* add pid",
+        ),
         (
             drop("camid"),
             r"add camid\. Where no cameras .*\.no_camera=True",
@@ -177,7 +183,7 @@ def replace(number, old, new):
             r"line 3: expected a split of train",
         ),
         (replace(2, ",train", ","), r"line 3: expected a split for every picture or f"),
-        (lambda lines: [*lines, lines[4]], r"pictures/1_c2_1\.jpg more than once"),
+        (lambda lines: [*lines, lines[4]], r"pictures/1_c2_1\.jpg 2×"),
     ],
 )
 def test_a_table_that_does_not_tell_is_refused_by_line(
@@ -276,3 +282,91 @@ def test_a_damaged_training_picture_is_left_out_and_a_searched_one_refused(
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"5_c1_1\.jpg: not a readable image"):
         open_own(top)
+
+
+def test_a_searched_side_without_any_match_is_refused(open_own, write_folder):
+    top = write_folder()
+    rewrite(top, lambda lines: [lines[0], *lines[1::2]])  # one picture in each camera
+    with pytest.raises(ValueError, match=r"none of the 6 images of query has a match"):
+        open_own(top)
+
+
+def every(old, new):
+    return lambda lines: [line.replace(old, new) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (every("1,1,", "minus,1,"), None),
+        (lambda lines: [f"{line}  " for line in lines], None),
+        (lambda lines: [*every("1,1,", "-1,1,")(lines[:3]), *lines[5:]], None),
+        (
+            lambda lines: [*every("1,1,", "-1.0,1,")(lines[:3]), *lines[5:]],
+            "expected identities below 0",
+        ),
+        (every(",2,", ",-1,"), "expected cameras from 0 on"),
+        (every(",", ";"), "divided by commas, in its first line"),
+        (every("/", "\\"), "folders are divided by /"),
+    ],
+)
+def test_tables_as_people_write_them(open_own, write_folder, change, message):
+    top = write_folder()
+    rewrite(top, change)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            open_own(top)
+    else:
+        data = open_own(top)
+        assert min(*data.plan.train.pid, *data.plan.query.pid) >= 0
+
+
+def test_a_table_in_another_encoding_is_refused(open_own, write_folder):
+    top = write_folder()
+    table = "pid,camid,path\n1,1,pictures/Jörg.jpg\n"
+    (top / "images.csv").write_text(table, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"images\.csv: expected a table in UTF-8"):
+        open_own(top)
+
+
+def test_a_table_of_excel_is_read(open_own, write_folder):
+    top = write_folder()
+    text = (top / "images.csv").read_text()
+    (top / "images.csv").write_text(text, encoding="utf-8-sig", newline="\r\n")
+    assert open_own(top).plan.num_classes == 3
+
+
+def test_a_table_elsewhere_names_pictures_of_the_folder(open_own, write_folder):
+    top = write_folder()
+    (top / "meta").mkdir()
+    (top / "images.csv").rename(top / "meta" / "people.csv")
+    assert open_own(top, table="meta/people.csv").plan.num_classes == 3
+
+
+def test_two_folders_of_the_same_names_sizes_and_times_are_two(
+    open_own, write_folder, tmp_path
+):
+    top, digests = write_folder(), []
+    for shade in (0, 100):
+        for number, path in enumerate(sorted(top.rglob("*.jpg"))):
+            Image.new("RGB", (8, 16), (number, shade, 0)).save(path, format="bmp")
+            os.utime(path, (0, 0))
+        os.utime(top / "images.csv", (0, 0))
+        digests.append(open_own(top).manifest["sha256"])
+        if shade == 0:
+            top = shutil.copytree(top, tmp_path / "copy")
+    assert len(set(digests)) == 2
+
+
+def test_pictures_behind_a_link_and_of_other_formats_count(open_own, write_folder):
+    top = write_folder()
+    (top / "images.csv").unlink()
+    (top / "pictures").rename(top.parent / "linked")
+    (top / "pictures").symlink_to(top.parent / "linked")
+    path = top / "pictures" / "6_c2_1.jpg"
+    Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+    path.unlink()
+    pattern = r"pictures/(?P<pid>\d)_c(?P<camid>\d)_\d\.(jpg|webp)"
+    data = open_own(top, pattern=pattern)
+    names = {*data.plan.train.name, *data.plan.query.name, *data.plan.gallery.name}
+    assert len(names) == 24 and "pictures/6_c2_1.webp" in names

@@ -289,6 +289,33 @@ def test_no_unreadable_image_is_searched(damage, make_config, side):
         damage([name], val_ids=2)
 
 
+def test_an_identity_without_a_readable_image_is_no_class(damage, data):
+    train = data.plan.train
+    names = train.name[train.label == 3].tolist()
+    damaged = damage(names)
+    assert len(names) == 6 and damaged.plan.num_classes == 7
+    assert set(damaged.plan.train.label) == set(range(7))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rounding", "ceil"),
+        ("rate", "per_image"),
+        ("evaluation", "multi_shot"),
+        ("num_draws", 7),
+        ("scales", [5, 6]),
+        ("lr_cameras", [1]),
+        ("jpeg_quality", 40),
+        ("blur", 0.5),
+    ],
+)
+def test_a_field_of_the_config_is_the_protocols(make_config, field, value):
+    protocol = open_data(make_config(**{field: value})).plan.protocol
+    expected = tuple(value) if isinstance(value, list) else value
+    assert getattr(protocol, field) == expected
+
+
 class CorruptSource:
     """Records of which one is cut off."""
 

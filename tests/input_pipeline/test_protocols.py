@@ -227,6 +227,22 @@ def test_a_real_scale_is_that_of_the_mean_area_of_the_training_side():
     assert set(plan.gallery.scale) == {1}
 
 
+def test_only_the_training_side_is_the_measure_of_a_real_scale():
+    index = make_real_index()
+    plan = make_plan(REAL, index)
+    height = index.height.copy()
+    height[plan.gallery.record] *= 3
+    changed = make_plan(REAL, index._replace(height=height))
+    np.testing.assert_array_equal(changed.query.scale, plan.query.scale)
+    # Neither is a training image that cannot be decoded.
+    high = plan.train.record[~plan.train.low][0]
+    sizes = {"height": index.height.copy(), "width": index.width.copy()}
+    for size in sizes.values():
+        size[high] = 0
+    changed = make_plan(REAL, index._replace(**sizes))
+    np.testing.assert_array_equal(changed.query.scale, plan.query.scale)
+
+
 def test_widths_are_dealt_in_equal_shares_and_keep_the_aspect():
     plan = make_plan(VARYING, OFFICIAL)
     for side in (plan.train, plan.query, plan.gallery):
@@ -277,7 +293,7 @@ PINNED = {
     "camera, per image": (
         dataclasses.replace(PROTOCOL, rate="per_image", rounding="nearest", split=3),
         make_index,
-        "7d5cce0f5804f6e0d8e3f093d39741a93f0dd3ab188704dfa88d4b646809418b",
+        "304ab09305085df2ae68a229c082c624ca6a105f90e11f97c12728c50d843cbf",
     ),
     "half": (
         dataclasses.replace(
@@ -510,6 +526,7 @@ def test_a_protocol_of_cameras_needs_them(low_resolution):
         PROTOCOL,
         low_resolution=low_resolution,
         lr_cameras=(1,) if low_resolution == "camera" else (),
+        rate="per_image",
     )
     index = INDEX._replace(camid=np.full(len(INDEX.pid), -1))
     with pytest.raises(ValueError, match=r"camera of every image, found c0/0_0.png"):
@@ -632,9 +649,96 @@ def test_without_any_split_one_half_of_the_identities_trains():
 
 def test_an_official_query_may_have_no_match():
     # It is not counted in the scores, as in the official code.
-    pid = np.where(OFFICIAL.role == "gallery", 0, OFFICIAL.pid)
+    pid = np.where(OFFICIAL.role == "gallery", 999, OFFICIAL.pid)
     plan = make_plan(MARKET, OFFICIAL._replace(pid=pid))
-    assert set(plan.gallery.pid) == {0} and len(set(plan.query.pid)) == 6
+    assert set(plan.gallery.pid) == {0, 999} and len(set(plan.query.pid)) == 6
+    with pytest.raises(ValueError, match=r"none of the 18 images of query has a match"):
+        protocols.check_matches(plan)
+
+
+def test_a_gallery_of_the_querys_camera_alone_finds_nothing_under_multi_shot():
+    plan = make_plan(MARKET, OFFICIAL)
+    protocols.check_matches(plan)
+    same = plan._replace(gallery=plan.query)
+    for evaluation, fails in (("multi_shot", True), ("single_shot", False)):
+        protocol = dataclasses.replace(MARKET, evaluation=evaluation, num_draws=1)
+        one_camera = same._replace(
+            protocol=protocol,
+            query=same.query._replace(camid=same.query.camid * 0),
+            gallery=same.gallery._replace(camid=same.gallery.camid * 0),
+        )
+        if fails:
+            with pytest.raises(ValueError, match="nothing to score"):
+                protocols.check_matches(one_camera)
+        else:
+            protocols.check_matches(one_camera)
+
+
+def test_held_out_identities_must_be_findable_too():
+    plan = make_plan(HOLDING_OUT, INDEX)
+    protocols.check_matches(plan)
+    with pytest.raises(ValueError, match=r"of val_query has a match among the 12"):
+        protocols.check_matches(plan._replace(val_gallery=plan.query))
+
+
+def test_a_camera_that_no_image_has_is_refused():
+    protocol = dataclasses.replace(PROTOCOL, lr_cameras=(1, 7))
+    with pytest.raises(ValueError, match=r"lr_cameras 7 in d; choose among 0, 1, 2"):
+        make_plan(protocol, INDEX)
+
+
+def test_a_distractor_is_nobody_else():
+    role = np.where(OFFICIAL.role == "distractor", "gallery", OFFICIAL.role)
+    role[np.flatnonzero(OFFICIAL.role == "distractor")[0]] = "distractor"
+    with pytest.raises(ValueError, match=r"distractors to be nobody else.* 0 under"):
+        make_plan(MARKET, OFFICIAL._replace(role=role))
+
+
+def test_a_split_that_would_not_be_looked_at_is_refused():
+    with pytest.raises(ValueError, match=r"p draws who trains, and d says so itself"):
+        make_plan(PROTOCOL, OFFICIAL)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "field", "value"),
+    [
+        ("market1501", "kernel", "area"),
+        ("market1501", "rounding", "ceil"),
+        ("market1501", "blur", 1.0),
+        ("market1501", "jpeg_quality", 30),
+        ("market1501", "rate", "per_identity"),
+        ("caviar", "rate", "per_identity"),
+        ("viper", "kernel", "area"),
+    ],
+)
+def test_a_field_that_would_change_nothing_is_refused(protocol, field, value):
+    with pytest.raises(ValueError, match=f"{protocol} does not look at {field}"):
+        dataclasses.replace(PROTOCOLS[protocol], **{field: value})
+
+
+def test_the_defaults_stay_as_the_hashes_know_them():
+    # A field at its default is not hashed: another default would be another protocol.
+    fields = dataclasses.fields(Protocol)
+    assert {x.name: x.default for x in fields if x.name not in ("name", "dataset")} == {
+        "num_train": None,
+        "num_test": None,
+        "tested": ("query", "gallery", "test", "distractor"),
+        "num_shots": 0,
+        "low_resolution": "camera",
+        "lr_cameras": (),
+        "rate": "per_image",
+        "scales": (2, 3, 4),
+        "widths": (),
+        "kernel": "bicubic",
+        "rounding": "floor",
+        "blur": 0.0,
+        "jpeg_quality": 0,
+        "seed": 0,
+        "split": 0,
+        "val_ids": 0,
+        "evaluation": "single_shot",
+        "num_draws": 100,
+    }
 
 
 def test_the_hash_tells_what_the_images_do_not():

@@ -147,3 +147,59 @@ def test_an_unknown_evaluation_is_refused():
 def test_an_empty_side_is_refused():
     with pytest.raises(ValueError, match="images on the query side, found none"):
         evaluate.embed_images(METHOD, {}, [], make_mesh(), role="query")
+
+
+def test_splits_that_lack_a_scale_are_averaged_over_the_others():
+    one = _evaluate(0.0).results
+    other = {**one, "by_scale": {x: one["by_scale"][x] for x in ("2", "4")}}
+    mean = evaluate.mean_and_std([one, other])["mean"]
+    assert mean["by_scale"].keys() == {"2", "4"} and mean["rank1"] == one["rank1"]
+
+
+def _sides(query_pids, query_camids, query_scales, gallery_pids, gallery_camids):
+    rng = np.random.default_rng(0)
+
+    def side(pids, camids, scales):
+        return evaluate.Embedded(
+            rng.normal(size=(len(pids), 3)).astype(np.float32),
+            *(np.array(x) for x in (pids, camids, scales)),
+            quality={},
+        )
+
+    return (
+        side(query_pids, query_camids, query_scales),
+        side(gallery_pids, gallery_camids, [1.0] * len(gallery_pids)),
+    )
+
+
+def test_a_scale_without_a_match_is_left_out_and_scales_are_rounded():
+    query, gallery = _sides([1, 2, 3], [0] * 3, [1.6, 2.4, 2.6], [1, 2], [1, 1])
+    results = evaluate.compare(METHOD, query, gallery).results
+    assert results["num_queries"] == 2
+    assert {x: y["num_queries"] for x, y in results["by_scale"].items()} == {"2": 2}
+
+
+def test_without_cameras_no_match_is_taken_for_the_querys_own():
+    sides = [1, 2], [-1, -1], [1, 1], [1, 2, 2], [-1, -1, -1]
+    evaluation = evaluate.compare(METHOD, *_sides(*sides), evaluation="multi_shot")
+    assert evaluation.results["num_queries"] == 2
+    assert evaluation.ranked.shape == (2, 3)
+    assert set(map(tuple, np.sort(evaluation.ranked))) == {(0, 1, 2)}
+    # One camera that is not known leaves the others as they are.
+    query, gallery = _sides([1, 2], [0, 0], [1, 1], [1, 2, 2], [0, -1, 0])
+    results = evaluate.compare(METHOD, query, gallery, evaluation="multi_shot").results
+    assert results["num_queries"] == 1
+
+
+def test_the_other_scores_stand_beside_the_main_ones():
+    multi = _evaluate(0.5, evaluation="multi_shot", num_draws=5).results
+    single = _evaluate(0.5, evaluation="single_shot", num_draws=5).results
+    assert "trials" not in multi and "single_shot" not in single
+    for score, value in multi["single_shot"].items():
+        assert value == single[score]
+    for score, value in single["multi_shot"].items():
+        assert value == multi[score]
+    assert (
+        "single_shot"
+        not in _evaluate(0.5, evaluation="multi_shot", num_draws=0).results
+    )
