@@ -110,6 +110,7 @@ def test_a_data_build_that_is_killed_is_done_again(folder, flags, popen):
     process = interruptions.start(flags, folder / "killed_in_build", **popen)
     while not list(cache.glob("*/*/*incomplete*")):
         assert process.poll() is None, "the data set was built unseen"
+        time.sleep(0.001)
     process.kill()
     process.wait()
     assert not list(cache.glob("*/*/[0-9]*"))
@@ -138,7 +139,9 @@ def test_a_second_run_is_refused_and_sigterm_saves_the_first(
     same = folder / "same"
     same.symlink_to(workdir)
     flags = (*flags, "--config.method.epochs=100000")
+    process.send_signal(signal.SIGSTOP)  # not ended, but both cores are the second's
     assert interruptions.start(flags, same, **popen).wait() == 1
+    process.send_signal(signal.SIGCONT)
     log = same.with_suffix(".log").read_text()
     assert f"same is in use by process {process.pid} on" in log
 
