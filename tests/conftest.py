@@ -17,12 +17,28 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+# JAX does not write these files atomically: every process of pytest-xdist has its own.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 
 import jax  # noqa: E402
 from flax.traverse_util import flatten_dict  # noqa: E402
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+LONGEST = ("test_interruptions.py", "test_launch.py", "test_ps_hrnet.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process ends with one while others idle."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """No processes for the tests of one file, which would share one anyway."""
+    one_file = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if one_file else None  # one per core
 
 
 @pytest.fixture(scope="session")
