@@ -30,6 +30,7 @@ from crossres_jax.training.sharding import check_divisible, make_mesh
 from crossres_jax.training.start import import_backbone, read_weights
 from crossres_jax.training.workdir import begin, locked, resolve
 from crossres_jax.training.writer import MetricsWriter, Progress, write_json
+from input_pipeline import pipeline
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -70,8 +71,6 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
     """Trains what is left to train, evaluates, and returns `results.json`."""
     check_fields(config, workdir)
     check_values(config)
-    from input_pipeline import pipeline  # takes seconds; a mistyped flag is told before
-
     mesh = make_mesh()
     if mode == "train":
         batch_size = config.data.num_ids * config.data.num_instances
@@ -247,8 +246,6 @@ def run_splits(wanted: dict, workdir: Path, mode: str, stop: Callable[[], bool])
         of_split = {**wanted, "data": {**wanted["data"], "split": split}}
         name = f"split-{split}"
         configs[name] = ConfigDict(resolve(of_split, workdir / name, mode))
-    from input_pipeline import pipeline  # as above
-
     pipeline.open_data(configs[name].data)  # refused now, if there is no such split
     runs = []
     for name, config in configs.items():
