@@ -38,7 +38,7 @@ MOMENTS = {  # in the order of a run → seconds that the signal waits at most
     "step": 0.05,
     "save": 0.05,
     "phase change": 1.0,
-    "evaluation": 0.5,
+    "evaluation": 0.2,
 }
 
 
