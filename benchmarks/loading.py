@@ -9,7 +9,7 @@ pair. Where torch is installed, a plain `DataLoader` (`benchmarks/torch_loader.p
 makes an LR copy of every image, as tuples "synthetic" are, from the same files,
 extracted. Rounds of all loaders alternate, each after a warm-up. With `--with_step`
 also the training step of OSNet x0.25, fed by the pipeline and by one batch that stays
-in memory. Three minutes on two cores, five with the step.
+in memory. Two minutes on two cores, four with the step.
 """
 
 import argparse
@@ -29,8 +29,8 @@ except ImportError:
     torch_loader = None
 
 ARCHIVE, FOLDER = "Market-1501-v15.09.15", "bounding_box_train"
-ROUNDS, WARM_UP, BATCHES = 5, 10, 60
-STEP_ROUNDS, STEP_WARM_UP, STEPS = 5, 2, 8
+ROUNDS, WARM_UP, BATCHES = 5, 5, 25
+STEP_ROUNDS, STEP_WARM_UP, STEPS = 3, 2, 6
 TUPLES = {
     "an LR copy of every image (`synthetic`)": "synthetic",
     "those of the LR camera (`image`)": "image",

@@ -6,6 +6,7 @@ sees bit for bit what the uninterrupted run would have seen. Nothing keeps a pos
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -305,8 +306,17 @@ def _augment(image, draws, config):
 
 
 def _empty(data, num_arrays, batch_size):
+    """Arrays for the images of a batch, at multiples of 64 bytes.
+
+    From such addresses TensorFlow takes an array over, from others it copies it.
+    """
     shape = (batch_size, *data.config.image_size, 3)
-    return [np.empty(shape, np.float32) for _ in range(num_arrays)]
+    size, arrays = math.prod(shape), []
+    for _ in range(num_arrays):
+        memory = np.empty(size + 16, np.float32)
+        start = -memory.ctypes.data % 64 // 4
+        arrays.append(memory[start : start + size].reshape(shape))
+    return arrays
 
 
 def _describe(batch, images):
