@@ -4,9 +4,12 @@ A training batch is a pure function of (seed, step), so a run that is resumed at
 sees bit for bit what the uninterrupted run would have seen. Nothing keeps a position.
 """
 
+import atexit
 import dataclasses
+import functools
 import importlib
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -196,12 +199,17 @@ def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
 def _plain_batches(data, side, rows):
     """Batches of the given (batches, B) rows of a side, without augmentation."""
     images = getattr(data.plan, side)
+    size, kernel = tuple(data.config.image_size), data.config.resize
 
     def load(number):
         index = rows[number].astype(np.int32)
+        pixels = _read(data, images, index)
         lr, hr = _empty(data, 2, len(index))
         for row, i in enumerate(index):
-            lr[row], hr[row] = _stored(data, images, i)
+            hr[row] = transforms.fit(pixels[row], size, kernel)
+            low = _stored(data, images, i, pixels[row])
+            same = low is pixels[row]
+            lr[row] = hr[row] if same else transforms.fit(low, size)
         return lr, hr, images.scale[index], index
 
     for batch in _ahead(load, _IMAGE_KEYS, range(len(rows))):
@@ -215,13 +223,19 @@ def _image_tuples(data, seed, step):
     draws = sampling.plan_draws(seed, step, len(index), transforms.NUM_DRAWS)
     copied = images.has_hr[index] & (config.tuples == "synthetic")
     scale = np.where(copied, rates, images.scale[index]).astype(np.float32)
+    pixels = _read(data, images, index)
     lr, hr = _empty(data, 2, len(index))
+    augment = _augmentation(config)
     for row, i in enumerate(index):
+        augment(pixels[row], draws[row], kernel=config.resize, out=hr[row])
         if copied[row]:
-            pair = _synthetic(data, images, i, rates[row])
+            low = _copy(data, pixels[row], rates[row])
         else:
-            pair = _stored(data, images, i)
-        lr[row], hr[row] = (_augment(image, draws[row], config) for image in pair)
+            low = _stored(data, images, i, pixels[row])
+        if low is pixels[row]:
+            lr[row] = hr[row]
+        else:
+            augment(low, draws[row], out=lr[row])
     return lr, hr, scale, index
 
 
@@ -233,16 +247,21 @@ def _cross_tuples(data, seed, step):
     partner = sampling.plan_partners(seed, step, images.label[index], images.label[low])
     lr_index = np.where(partner < 0, -1, low[partner]).astype(np.int32)
     draws = sampling.plan_draws(seed, step, 2 * len(index), transforms.NUM_DRAWS)
+    pixels = _read(data, images, index)
+    lr_pixels = iter(_read(data, images, lr_index[lr_index >= 0]))
     lr, synthetic_lr, hr = _empty(data, 3, len(index))
-    for row, (i, lr_i) in enumerate(zip(index, lr_index, strict=True)):
-        pair = _synthetic(data, images, i, rates[row])
-        pair = [_augment(image, draws[2 * row], config) for image in pair]
-        synthetic_lr[row], hr[row] = pair
-        if lr_i >= 0:
-            stored, _ = _stored(data, images, lr_i)
-            lr[row] = _augment(stored, draws[2 * row + 1], config)
-        else:
+    augment = _augmentation(config)
+    for row, lr_i in enumerate(lr_index):
+        augment(pixels[row], draws[2 * row], kernel=config.resize, out=hr[row])
+        low = _copy(data, pixels[row], rates[row])
+        augment(low, draws[2 * row], out=synthetic_lr[row])
+        if lr_i < 0:
             lr[row] = synthetic_lr[row]
+            continue
+        original = next(lr_pixels)
+        low = _stored(data, images, lr_i, original)
+        kernel = config.resize if low is original else "bicubic"
+        augment(low, draws[2 * row + 1], kernel=kernel, out=lr[row])
     return lr, synthetic_lr, hr, rates.astype(np.float32), index, lr_index
 
 
@@ -267,41 +286,44 @@ def _planned(plan, tuples):
     return rows[~plan.train.low] if tuples == "cross" else rows
 
 
-def _stored(data, images, i):
-    """(LR, HR) of an image as the MLR set stores it, at the input size."""
-    pixels = records.read_pixels(data.source, images.record[i], images.name[i])
-    hr = transforms.fit(pixels, tuple(data.config.image_size), data.config.resize)
+def _read(data, images, index):
+    """The originals of some images of a side, a list of (H, W, 3) uint8."""
+    positions = images.record[index].tolist()
+    return records.read_pixels(data.source, positions, images.name[index])
+
+
+def _stored(data, images, i, pixels):
+    """Image i as the MLR set stores it, (h, w, 3) uint8: its LR copy or `pixels`."""
     if not (images.low[i] and images.has_hr[i]):
-        return hr, hr
-    return _low(data, pixels, (images.height[i], images.width[i])), hr
+        return pixels
+    return _degraded(data, pixels, (images.height[i], images.width[i]))
 
 
-def _synthetic(data, images, i, rate):
-    """(LR, HR) of an image that is copied at some rate, at the input size."""
-    pixels = records.read_pixels(data.source, images.record[i], images.name[i])
-    hr = transforms.fit(pixels, tuple(data.config.image_size), data.config.resize)
-    size = protocols.down_sample(
-        np.array(pixels.shape[:2]), rate, data.plan.protocol.rounding
-    )
-    return _low(data, pixels, tuple(size)), hr
+def _copy(data, pixels, rate):
+    """The LR copy of an image at some rate, (h, w, 3) uint8."""
+    size = np.array(pixels.shape[:2])
+    size = protocols.down_sample(size, rate, data.plan.protocol.rounding)
+    return _degraded(data, pixels, tuple(size))
 
 
-def _low(data, pixels, size):
-    """The protocol's degraded copy of an image, at the input size."""
+def _degraded(data, pixels, size):
     protocol = data.plan.protocol
-    stored = transforms.degrade(
+    return transforms.degrade(
         pixels,
         size,
         protocol.kernel,
         blur=protocol.blur,
         jpeg_quality=protocol.jpeg_quality,
     )
-    return transforms.fit(stored, tuple(data.config.image_size))
 
 
-def _augment(image, draws, config):
-    return transforms.augment(
-        image, draws, flip=config.flip, pad=config.pad, erase=config.erase
+def _augmentation(config):
+    return functools.partial(
+        transforms.augment,
+        size=tuple(config.image_size),
+        flip=config.flip,
+        pad=config.pad,
+        erase=config.erase,
     )
 
 
@@ -343,8 +365,24 @@ def _describe_cross(batch, images):
     }
 
 
+_open = weakref.WeakSet()  # iterators whose threads may still be at work
+
+
 def _ahead(make, keys, numbers):
     """Dicts of the arrays `make(number)`, made ahead by several threads, in order."""
+    batches = _by_threads(make, keys, numbers)
+    _open.add(batches)
+    return batches
+
+
+@atexit.register
+def _close():
+    """Stops the threads: Python's end would wait for them, and they for Python."""
+    for batches in list(_open):
+        batches.close()
+
+
+def _by_threads(make, keys, numbers):
     types = [tf.int32 if key.endswith("index") else tf.float32 for key in keys]
     dataset = (
         tf.data.Dataset.range(numbers.start, numbers.stop)

@@ -104,9 +104,14 @@ def fit(
     Returns:
       (height, width, 3) float32 in [0, 1].
     """
-    pixels = resize(image, size, kernel)
-    pixels = np.clip(pixels, 0.0, 255.0, out=pixels)
+    pixels = _clipped(image, size, kernel)
     return np.divide(pixels, np.float32(255), out=pixels)
+
+
+def _clipped(image, size, kernel):
+    """What `fit` returns, in grey levels."""
+    pixels = resize(image, size, kernel)
+    return np.clip(pixels, 0.0, 255.0, out=pixels)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -126,12 +131,15 @@ def _weights(old, new, kernel, blur):
 def augment(
     image: np.ndarray,
     draws: np.ndarray,
+    size: tuple[int, int],
+    kernel: str = "bicubic",
     *,
     flip: float,
     pad: int,
     erase: float = 0.0,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Flips, pads, crops and erases an image; equal draws do the same to each image.
+    """`fit`, then flips, pads, crops and erases; equal draws do the same to each image.
 
     The usual augmentation of person re-ID: a mirror image with probability `flip`, then
     a black border of `pad` pixels and a crop of the original size at a random offset,
@@ -139,29 +147,35 @@ def augment(
     arXiv:1708.04896, and Luo et al., arXiv:1903.07071, sec. 3.2).
 
     Args:
-      image: (H, W, 3) float32 in [0, 1].
+      image: (h, w, 3) uint8.
       draws: (NUM_DRAWS,) float in [0, 1), on which alone the augmentation depends.
+      size: (H, W).
+      kernel: as of `fit`.
       flip: probability of the mirror image.
       pad: pixels, the largest shift in each direction.
       erase: probability of the rectangle.
+      out: (H, W, 3) float32 array that receives the result, a new one if None.
 
     Returns:
-      (H, W, 3) float32.
+      (H, W, 3) float32 in [0, 1].
     """
-    height, width, _ = image.shape
     coin, top, left, coin_erase, *rectangles = draws.tolist()
-    padded = np.zeros((height + 2 * pad, width + 2 * pad, 3), np.float32)
-    inside = padded[pad : pad + height, pad : pad + width]
-    if coin < flip:
-        for channel in range(3):  # NumPy needs twice the time for all at once
-            inside[..., channel] = image[:, ::-1, channel]
-    else:
-        inside[...] = image
-    top, left = (int(draw * (2 * pad + 1)) for draw in (top, left))
-    result = padded[top : top + height, left : left + width]
+    shifts = (pad - int(draw * (2 * pad + 1)) for draw in (top, left))
+    (rows_to, rows), (columns_to, columns) = map(_shifted, shifts, size)
+    pixels = _clipped(image[:, ::-1] if coin < flip else image, size, kernel)
+    result = np.empty_like(pixels) if out is None else out
+    result[...] = 0
+    inside = result[rows_to, columns_to]
+    np.divide(pixels[rows, columns], np.float32(255), out=inside)
     if coin_erase < erase:
         _erase(result, rectangles)
     return result
+
+
+def _shifted(shift, size):
+    """(where to, what from) along an axis of that size whose content is shifted."""
+    start, stop = (min(max(edge, 0), size) for edge in (shift, size + shift))
+    return slice(start, stop), slice(start - shift, stop - shift)
 
 
 def _erase(image, draws):

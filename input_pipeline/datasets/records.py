@@ -51,8 +51,13 @@ class EncodedImages(Sequence):
         return len(self._protos)
 
     def __getitem__(self, position):
-        image = self._protos[position].features.feature["image"]
-        return {"image": image.bytes_list.value[0]}
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions):
+        """Several at once, which takes a third of the time."""
+        protos = self._protos.__getitems__(positions)
+        images = (proto.features.feature["image"] for proto in protos)
+        return [{"image": image.bytes_list.value[0]} for image in images]
 
 
 class Records(NamedTuple):
@@ -83,7 +88,7 @@ def decode(image_bytes, name):
         with Image.open(io.BytesIO(image_bytes)) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{name}: not a readable image ({len(image_bytes)} bytes): {error}. "
@@ -98,18 +103,24 @@ def encode_png(pixels):
     return encoded.getvalue()
 
 
-def read_pixels(source, position, name):
-    """Decoded pixels of a stored image: (H, W, 3) uint8 RGB.
+def read_pixels(source, positions, names):
+    """Decoded pixels of stored images: a list of (H, W, 3) uint8 RGB.
 
     Args:
       source: of `Records`.
-      position: of the image in it.
-      name: of the image, for the error.
+      positions: of the images in it, a list of ints.
+      names: of the images, for the error.
 
     Raises:
-      ValueError: if the record is damaged or its image cannot be decoded.
+      ValueError: naming the image, if a record is damaged or cannot be decoded.
     """
-    return decode(_read(source, position, f"{name}: ")["image"], name)
+    try:
+        examples = source.__getitems__(positions)
+    except RuntimeError:  # ArrayRecord's, which does not say whose
+        each = zip(positions, names, strict=True)
+        examples = [_read(source, position, f"{name}: ") for position, name in each]
+    examples = zip(examples, names, strict=True)
+    return [decode(example["image"], name) for example, name in examples]
 
 
 def dataset_info(builder, description):

@@ -39,10 +39,9 @@ def test_records_are_the_pictures_that_were_written(tmp_path, write_cuhk03, conf
     assert index.name.tolist() == [
         name for name in pictures if config in ("merged", name.split("/")[0])
     ]
-    for i, name in enumerate(index.name):
-        np.testing.assert_array_equal(
-            records.read_pixels(source, i, name), pictures[name]
-        )
+    pixels = records.read_pixels(source, list(range(len(source))), index.name)
+    for name, found in zip(index.name, pixels, strict=True):
+        np.testing.assert_array_equal(found, pictures[name])
     assert source[0]["image"].startswith(b"\x89PNG")
     assert (index.height[0], index.width[0]) == (21, 11)
 

@@ -63,7 +63,7 @@ def test_records_are_the_drawn_pedestrians_in_order(cache_dir):
     assert set(index.height) == {32} and set(index.width) == {16}
     assert set(index.role) == {""} and len(index.role) == 72
     np.testing.assert_array_equal(
-        records.read_pixels(source, 45, index.name[45]),
+        records.read_pixels(source, [45], [index.name[45]])[0],
         draw_pedestrian(0, 7, 1, 1, height=32, width=16),
     )
 
@@ -144,8 +144,7 @@ def test_damaged_record_is_named(tmp_path):
     path.write_bytes(content)
     _, source = records.open_records(Pedestrians(config="tiny", data_dir=tmp_path))
     with pytest.raises(ValueError, match=r"c\d/\d{4}_\d.png: record \d+ .* is damaged"):
-        for i, name in enumerate(index.name):
-            records.read_pixels(source, i, name)
+        records.read_pixels(source, list(range(len(source))), index.name)
 
 
 def open_viper(manual_dir, cache_dir):

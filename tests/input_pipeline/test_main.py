@@ -86,7 +86,8 @@ def rows(text):
 
 def tile(tiny, images, row, original=False):
     """How an image should look on the sheet."""
-    pixels = records.read_pixels(tiny.source, images.record[row], images.name[row])
+    position = int(images.record[row])
+    (pixels,) = records.read_pixels(tiny.source, [position], [images.name[row]])
     if images.low[row] and not original:
         size = (images.height[row], images.width[row])
         pixels = transforms.degrade(pixels, size, "bicubic")

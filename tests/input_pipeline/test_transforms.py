@@ -166,17 +166,15 @@ def test_fit_of_an_image_of_the_input_size_changes_nothing(image):
 
 
 def augmented(images, seed, flip=0.5, pad=10, erase=0.0):
+    """At the size that they have."""
     draws = np.random.default_rng(seed).random(transforms.NUM_DRAWS)
-    return np.stack(
-        [
-            transforms.augment(image, draws, flip=flip, pad=pad, erase=erase)
-            for image in images
-        ]
-    )
+    options = {"size": images.shape[1:3], "flip": flip, "pad": pad, "erase": erase}
+    return np.stack([transforms.augment(image, draws, **options) for image in images])
 
 
 def find_augmentation(original, result, pad):
     """The (flipped, top, left) that turn `original` into `result`."""
+    original = original.astype(np.float32) / 255
     height, width, _ = original.shape
     found = []
     for flipped in (False, True):
@@ -195,7 +193,7 @@ def find_augmentation(original, result, pad):
 
 @pytest.fixture(scope="module")
 def pair():
-    return np.random.default_rng(2).random((2, 16, 8, 3), np.float32)
+    return np.random.default_rng(2).integers(0, 256, (2, 16, 8, 3), np.uint8)
 
 
 def test_images_of_a_pair_share_flip_and_crop(pair):
@@ -227,14 +225,32 @@ def test_augmentation_depends_on_the_draws_alone(pair):
 
 def test_flip_probability_zero_and_one(pair):
     for slot in range(5):
-        np.testing.assert_array_equal(augmented(pair, [0, slot], 0.0, 0), pair)
-        np.testing.assert_array_equal(
-            augmented(pair, [0, slot], 1.0, 0), pair[:, :, ::-1]
-        )
+        plain, flipped = (augmented(pair, [0, slot], flip, 0) for flip in (0.0, 1.0))
+        np.testing.assert_array_equal(plain, pair.astype(np.float32) / 255)
+        np.testing.assert_array_equal(flipped, plain[:, :, ::-1])
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+def test_augmentation_is_of_the_image_at_the_input_size(image, kernel):
+    for slot in range(5):
+        draws = np.random.default_rng([6, slot]).random(transforms.NUM_DRAWS)
+        options = {"flip": 1.0, "pad": 9, "erase": 0.5}
+        out = np.full((96, 48, 3), np.nan, np.float32)
+        result = transforms.augment(image, draws, (96, 48), kernel, **options, out=out)
+        assert result is out
+        fitted = np.uint8(np.rint(transforms.fit(image, (96, 48), kernel) * 255))
+        expected = transforms.augment(fitted, draws, (96, 48), **options)
+        np.testing.assert_allclose(out, expected, atol=0.51 / 255)
+
+
+def test_pad_may_exceed_the_size(pair):
+    results = [augmented(pair, [7, slot], pad=20) for slot in range(20)]
+    assert any((result == 0).all() for result in results)
+    assert all(result.shape == pair.shape for result in results)
 
 
 def test_border_that_is_shifted_in_is_black(pair):
-    ones = np.ones_like(pair)
+    ones = np.full_like(pair, 255)
     results = [augmented(ones, [0, slot], pad=4) for slot in range(10)]
     assert any((result == 0).any() for result in results)
     assert all(set(np.unique(result)) <= {0.0, 1.0} for result in results)
@@ -242,9 +258,9 @@ def test_border_that_is_shifted_in_is_black(pair):
 
 def erased(slot, size=(2, 64, 32), erase=1.0):
     """(N, H, W) bool, where a rectangle was erased from grey pictures."""
-    images = np.full((*size, 3), 0.25, np.float32)
+    images = np.full((*size, 3), 51, np.uint8)
     result = augmented(images, [0, slot], flip=0.0, pad=0, erase=erase)
-    gone = (result != 0.25).any(axis=-1)
+    gone = ~np.isclose(result, 51 / 255).all(axis=-1)
     np.testing.assert_allclose(
         result[gone], np.broadcast_to(IMAGENET_MEAN, (gone.sum(), 3))
     )
