@@ -5,6 +5,7 @@ python launch.py --config=configs/ps_hrnet.py [--workdir=DIR] [--config.a.b=valu
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
@@ -22,9 +24,16 @@ from ml_collections import ConfigDict, config_flags
 from configs import common
 from crossres_jax import methods
 from crossres_jax.export import write_export
+from crossres_jax.methods.contract import Ensemble, Method
 from crossres_jax.report import write_report
 from crossres_jax.training.checkpoint import Checkpoints
-from crossres_jax.training.evaluate import compare, embed_images, mean_and_std
+from crossres_jax.training.evaluate import (
+    Embedded,
+    Evaluation,
+    compare,
+    embed_images,
+    mean_and_std,
+)
 from crossres_jax.training.loop import NonFiniteLossError, Settings, Stopped, train
 from crossres_jax.training.sharding import check_divisible, make_mesh
 from crossres_jax.training.start import import_backbone, read_weights
@@ -48,6 +57,7 @@ SPLITS = flags.DEFINE_integer(
     "Runs the splits 0 … N−1, each in a folder of its own in the workdir.",
     lower_bound=0,
 )
+SOURCE = Path(__file__).parent
 AT_LEAST = {
     "seed": 0,
     "data.seed": 0,
@@ -67,6 +77,14 @@ AT_LEAST = {
 }
 
 
+class Tested(NamedTuple):
+    """A model's results, and the features that an ensemble compares."""
+
+    results: dict
+    query: Embedded
+    gallery: Embedded
+
+
 def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) -> dict:
     """Trains what is left to train, evaluates, and returns `results.json`."""
     check_fields(config, workdir)
@@ -79,16 +97,119 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
     config.data.eval_batch_size = per_device * mesh.size
 
     data = pipeline.open_data(config.data)
-    method_options = config.method.to_dict()
-    name = method_options.pop("name")
+    method = build_method(config, data)
+    if isinstance(method, Ensemble):
+        return run_members(config, data, method, workdir, mode, stop)
+    return run_method(config, data, method, workdir, mode, stop).results
+
+
+def build_method(config: ConfigDict, data: pipeline.Data) -> Method | Ensemble:
+    """The config's method for the identities of the data."""
+    options = config.method.to_dict()
+    name = options.pop("name")
     try:
-        method = methods.load(name)(data.plan.num_classes, **method_options)
+        return methods.load(name)(data.plan.num_classes, **options)
     except TypeError as error:
         raise ValueError(f"config.method does not fit {name}: {error}.") from error
+
+
+def run_members(
+    config: ConfigDict,
+    data: pipeline.Data,
+    ensemble: Ensemble,
+    workdir: Path,
+    mode: str,
+    stop: Callable[[], bool],
+) -> dict:
+    """Runs each member in a folder of its own, and compares them together."""
+    stored = json.loads(config.to_json())
+    with locked(workdir):
+        configs = {}
+        for name, options in ensemble.members.items():
+            of_member = {**stored, "method": {**stored["method"], **options}}
+            of_member = json.loads(json.dumps(of_member))  # lists, as they are stored
+            configs[name] = ConfigDict(resolve(of_member, workdir / name, mode))
+        begin(workdir, stored, data.manifest, SOURCE)
+        tested = {}
+        for name, member in configs.items():
+            method = build_method(member, data)
+            tested[name] = run_method(member, data, method, workdir / name, mode, stop)
+            jax.clear_caches()  # the next member compiles programs of its own
+        query, gallery = (
+            sides[0]._replace(
+                features=dict(zip(tested, (x.features for x in sides), strict=True)),
+                quality={},
+            )
+            for sides in (
+                [each.query for each in tested.values()],
+                [each.gallery for each in tested.values()],
+            )
+        )
+        evaluation = compare_sides(ensemble, query, gallery, data, config)
+        runs = {name: each.results for name, each in tested.items()}
+        results = {
+            **identify(config, data),
+            "members": {
+                name: {key: run[key] for key in ("step", "rank1", "mAP")}
+                for name, run in runs.items()
+            },
+            **evaluation.results,
+        }
+        write_json(workdir / "results.json", results)
+        write_report(
+            workdir / "report",
+            results,
+            evaluation,
+            restore=None,
+            load=functools.partial(pipeline.load_images, data),
+        )
+    summarize(results, data.quarantined, workdir)
+    return results
+
+
+def identify(config: ConfigDict, data: pipeline.Data) -> dict:
+    """What `results.json` says a score belongs to."""
+    return {
+        "method": config.method.name,
+        "dataset": data.plan.protocol.dataset,
+        "protocol": data.plan.protocol.name,
+        "manifest_sha256": data.manifest["sha256"],
+    }
+
+
+def compare_sides(
+    method: Method | Ensemble,
+    query: Embedded,
+    gallery: Embedded,
+    data: pipeline.Data,
+    config: ConfigDict,
+) -> Evaluation:
+    """Scores by the rules of the protocol."""
+    protocol = data.plan.protocol
+    return compare(
+        method,
+        query,
+        gallery,
+        evaluation=protocol.evaluation,
+        num_draws=protocol.num_draws,
+        **config.evaluation,
+    )
+
+
+def run_method(
+    config: ConfigDict,
+    data: pipeline.Data,
+    method: Method,
+    workdir: Path,
+    mode: str,
+    stop: Callable[[], bool],
+) -> Tested:
+    """Trains what is left to train of one model, and tests it."""
+    mesh = make_mesh()
     if (config.data.tuples == "cross") != (method.tuples == "cross"):
         raise ValueError(
-            f"{name} learns from {method.tuples} tuples, found config.data.tuples="
-            f"{config.data.tuples}."
+            f"{config.method.name} learns from {method.tuples} tuples, found "
+            f"config.data.tuples={config.data.tuples}."
         )
 
     def batches(phase, start_step, num_steps, rollbacks):
@@ -99,28 +220,14 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             seed=zlib.crc32(source.encode()),
             start_step=start_step,
             num_steps=num_steps,
+            copy_rate=method.copy_rate,
         )
 
-    def evaluate(method, variables, sides, watch, **options):
-        query, gallery = (
-            embed_images(
-                method,
-                variables,
-                watch(pipeline.eval_batches(data, side), side),
-                mesh,
-                role=role,
-            )
-            for side, role in zip(sides, ("query", "gallery"), strict=True)
-        )
-        protocol = data.plan.protocol
-        return compare(
-            method,
-            query,
-            gallery,
-            evaluation=protocol.evaluation,
-            num_draws=protocol.num_draws,
-            **options,
-        )
+    def embed(method, variables, sides, watch):
+        for side, role in zip(sides, ("query", "gallery"), strict=True):
+            copy_rate = method.copy_rate if role == "gallery" else 0
+            of_side = watch(pipeline.eval_batches(data, side, copy_rate), side)
+            yield embed_images(method, variables, of_side, mesh, role=role)
 
     def watch(batches, side):
         return watched(batches, side, len(getattr(data.plan, side).pid), stop)
@@ -128,7 +235,8 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
     def validate(variables):
         plain = dataclasses.replace(method, restore=None)  # its pictures do not count
         sides = "val_query", "val_gallery"
-        results = evaluate(plain, variables, sides, lambda batches, _: batches).results
+        embedded = embed(plain, variables, sides, lambda batches, _: batches)
+        results = compare_sides(plain, *embedded, data, config).results
         return {name: results[name] for name in ("rank1", "mAP")}
 
     example = next(batches(0, 0, 1, 0))
@@ -139,13 +247,12 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
 
     settings = config.train.to_dict()
     keep = settings.pop("keep_checkpoints")
-    source = Path(__file__).parent
     with (
         locked(workdir),
         Checkpoints(workdir / "checkpoints", keep=keep) as checkpoints,
     ):
         stored = json.loads(config.to_json())
-        weights = begin(workdir, stored, data.manifest, source, weights)
+        weights = begin(workdir, stored, data.manifest, SOURCE, weights)
         announce(config, data, mesh, workdir)
         phases = method.phases
         total = sum(phase.epochs for phase in phases) * data.steps_per_epoch
@@ -171,13 +278,10 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             stop=stop,
             validate=validate if config.data.val_ids else None,
         )
-        sides = "query", "gallery"
-        evaluation = evaluate(method, variables, sides, watch, **config.evaluation)
+        query, gallery = embed(method, variables, ("query", "gallery"), watch)
+        evaluation = compare_sides(method, query, gallery, data, config)
         results = {
-            "method": name,
-            "dataset": data.plan.protocol.dataset,
-            "protocol": data.plan.protocol.name,
-            "manifest_sha256": data.manifest["sha256"],
+            **identify(config, data),
             "phase": phases[-1].name if phases else "start",
             "step": step,
             **evaluation.results,
@@ -196,12 +300,12 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
             workdir / "report",
             results,
             evaluation,
-            method,
-            variables,
-            load=lambda side, rows: pipeline.load_images(data, side, rows),
+            restore=method.restore
+            and jax.jit(functools.partial(method.restore, variables)),
+            load=functools.partial(pipeline.load_images, data),
         )
     summarize(results, data.quarantined, workdir)
-    return results
+    return Tested(results, query, gallery)
 
 
 def has_trained(workdir: Path) -> bool:
@@ -410,10 +514,9 @@ def summarize(results, quarantined, workdir):
     if "sr" in results:
         sr = results["sr"]
         print(f"PSNR {sr['psnr']:.2f} dB, bicubic {sr['psnr_bicubic']:.2f} dB")
-    print(
-        f"Results: {workdir / 'results.json'}, {workdir / 'report' / 'index.html'}, "
-        f"model: {workdir / 'export'}"
-    )
+    written = f"{workdir / 'results.json'}, {workdir / 'report' / 'index.html'}"
+    export = "" if "members" in results else f", model: {workdir / 'export'}"
+    print(f"Results: {written}{export}")
 
 
 def summarize_splits(results, workdir):

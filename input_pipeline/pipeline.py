@@ -107,7 +107,7 @@ def open_data(config: Any) -> Data:
 
 
 def train_batches(
-    data: Data, *, seed: int, start_step: int, num_steps: int
+    data: Data, *, seed: int, start_step: int, num_steps: int, copy_rate: int = 0
 ) -> Iterator[Batch]:
     """The training batches of steps start_step … start_step + num_steps − 1.
 
@@ -116,6 +116,8 @@ def train_batches(
       seed: int, at least 0; with the step it decides everything about a batch.
       start_step: the first step, counted from the start of training.
       num_steps: how many batches.
+      copy_rate: the one rate of all synthetic copies; 0 for a rate of the protocol's
+        scales, drawn anew for each.
 
     Yields:
       Dicts of arrays, B = P·K rows, K consecutive ones of the same identity. Pixels are
@@ -151,16 +153,17 @@ def train_batches(
     if data.config.tuples == "cross":
         make, keys, describe = _cross_tuples, _CROSS_KEYS, _describe_cross
     steps = range(start_step, start_step + num_steps)
-    for batch in _ahead(lambda step: make(data, seed, step), keys, steps):
+    for batch in _ahead(lambda step: make(data, seed, step, copy_rate), keys, steps):
         yield describe(batch, images) | {"label": images.label[batch["index"]]}
 
 
-def eval_batches(data: Data, side: str) -> Iterator[Batch]:
+def eval_batches(data: Data, side: str, copy_rate: int = 0) -> Iterator[Batch]:
     """All images of one searched side, in order and without augmentation.
 
     Args:
       data: from `open_data`.
       side: "query" or "gallery", or "val_query" or "val_gallery".
+      copy_rate: if not 0, batches have `synthetic_lr`, copies of `hr` at that rate.
 
     Yields:
       Image tuples as from `train_batches`, of exactly `eval_batch_size` rows, as the
@@ -174,7 +177,8 @@ def eval_batches(data: Data, side: str) -> Iterator[Batch]:
     num_images = len(getattr(data.plan, side).pid)
     batch_size = data.config.eval_batch_size
     rows = np.arange(-(-num_images // batch_size) * batch_size).reshape(-1, batch_size)
-    batches = _plain_batches(data, side, np.minimum(rows, num_images - 1))
+    existing = np.minimum(rows, num_images - 1)
+    batches = _plain_batches(data, side, existing, copy_rate)
     for batch, valid in zip(batches, rows < num_images, strict=True):
         yield batch | {"valid": valid}
 
@@ -196,7 +200,7 @@ def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
     return next(_plain_batches(data, side, np.asarray(rows)[None]))
 
 
-def _plain_batches(data, side, rows):
+def _plain_batches(data, side, rows, copy_rate=0):
     """Batches of the given (batches, B) rows of a side, without augmentation."""
     images = getattr(data.plan, side)
     size, kernel = tuple(data.config.image_size), data.config.resize
@@ -204,22 +208,26 @@ def _plain_batches(data, side, rows):
     def load(number):
         index = rows[number].astype(np.int32)
         pixels = _read(data, images, index)
-        lr, hr = _empty(data, 2, len(index))
+        lr, hr, *copies = _empty(data, 2 + bool(copy_rate), len(index))
         for row, i in enumerate(index):
             hr[row] = transforms.fit(pixels[row], size, kernel)
             low = _stored(data, images, i, pixels[row])
             same = low is pixels[row]
             lr[row] = hr[row] if same else transforms.fit(low, size)
-        return lr, hr, images.scale[index], index
+            for copy in copies:
+                low = _copy(data, pixels[row], copy_rate)
+                copy[row] = transforms.fit(low, size)
+        return lr, hr, images.scale[index], index, *copies
 
-    for batch in _ahead(load, _IMAGE_KEYS, range(len(rows))):
+    keys = (*_IMAGE_KEYS, "synthetic_lr") if copy_rate else _IMAGE_KEYS
+    for batch in _ahead(load, keys, range(len(rows))):
         yield _describe(batch, images) | {"pid": images.pid[batch["index"]]}
 
 
-def _image_tuples(data, seed, step):
+def _image_tuples(data, seed, step, copy_rate):
     """One training batch, in the order of _IMAGE_KEYS."""
     config, images = data.config, data.plan.train
-    index, rates = _plan(data, seed, step)
+    index, rates = _plan(data, seed, step, copy_rate)
     draws = sampling.plan_draws(seed, step, len(index), transforms.NUM_DRAWS)
     copied = images.has_hr[index] & (config.tuples == "synthetic")
     scale = np.where(copied, rates, images.scale[index]).astype(np.float32)
@@ -239,10 +247,10 @@ def _image_tuples(data, seed, step):
     return lr, hr, scale, index
 
 
-def _cross_tuples(data, seed, step):
+def _cross_tuples(data, seed, step, copy_rate):
     """One training batch, in the order of _CROSS_KEYS."""
     config, images = data.config, data.plan.train
-    index, rates = _plan(data, seed, step)
+    index, rates = _plan(data, seed, step, copy_rate)
     low = np.flatnonzero(images.low)
     partner = sampling.plan_partners(seed, step, images.label[index], images.label[low])
     lr_index = np.where(partner < 0, -1, low[partner]).astype(np.int32)
@@ -265,7 +273,7 @@ def _cross_tuples(data, seed, step):
     return lr, synthetic_lr, hr, rates.astype(np.float32), index, lr_index
 
 
-def _plan(data, seed, step):
+def _plan(data, seed, step, copy_rate):
     """((B,) rows of the training side, (B,) rates of synthetic copies) of a step."""
     config, images = data.config, data.plan.train
     rows = _planned(data.plan, config.tuples)
@@ -276,7 +284,7 @@ def _plan(data, seed, step):
         num_ids=config.num_ids,
         num_instances=config.num_instances,
     )
-    scales = data.plan.protocol.scales
+    scales = (copy_rate,) if copy_rate else data.plan.protocol.scales
     return rows[index], sampling.plan_scales(seed, step, len(index), scales)
 
 

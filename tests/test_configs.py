@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from crossres_jax import methods
+from crossres_jax.methods.contract import Ensemble
 from crossres_jax.training.optimizer import make_optimizer
 from crossres_jax.training.state import split
 
@@ -16,6 +17,10 @@ ARGUMENTS = {
     "baseline": (
         *("", "hr", "bot,vdsr", "mlr_viper,gem,bot,vdsr_ca", "mlr_viper,hrnet_w32"),
         *("market1501,osnet_x0_25", "mlr_viper,osnet_x1_0,bot,narrow"),
+    ),
+    "jbim": (
+        *("", "vdsr", "lim", "all_resolution", "no_synthetic", "him_lim"),
+        *("mlr_viper,osnet_x1_0", "mlr_market1501,sing", "caviar,narrow,osnet_x0_25"),
     ),
     "ps_hrnet": (
         *("", "id", "id_sr", "hr"),
@@ -41,7 +46,9 @@ def _batch_shapes(config):
     return {
         "lr": images,
         "hr": images,
+        "synthetic_lr": images,
         "has_hr": mask,
+        "has_lr": mask,
         "label": labels,
         "scale": labels,
         "resolution": jax.ShapeDtypeStruct((batch,), jnp.float32),
@@ -59,6 +66,9 @@ def test_every_config_is_tested():
 def test_every_phase_builds_at_the_configs_size(name, arg):
     config = _config(name, arg)
     method, batch = _build(config), _batch_shapes(config)
+    if isinstance(method, Ensemble):
+        (config.method.rates, *_) = (x["rates"] for x in method.members.values())
+        method = _build(config)
     variables = jax.eval_shape(method.init, jax.random.key(0), batch)
     for phase in method.phases:
         output = jax.eval_shape(

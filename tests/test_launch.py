@@ -309,6 +309,51 @@ def test_splits_do_not_overwrite_a_single_run(finished, launch, config, folder):
     assert (folder / "finished" / "results.json").read_bytes() == before
 
 
+def test_an_ensemble_trains_its_members_and_compares_them_together(launch, folder):
+    flags = [f"--config={ROOT / 'configs' / 'jbim.py'}:mlr_pedestrians_tiny,narrow,lim"]
+    flags += [f"--config.data.cache_dir={folder / 'cache'}", "--config.data.num_ids=4"]
+    flags += ["--config.data.num_instances=2"]
+    flags += ["--config.data.image_size=(32, 16)", "--config.method.epochs=1"]
+    flags += ["--config.method.width=4.0", "--config.method.rates=(2, 3)"]
+    process = launch(*flags, "--workdir=ensemble")
+    assert process.returncode == 0, process.stderr
+
+    top = folder / "ensemble"
+    results = json.loads((top / "results.json").read_text())
+    assert results["members"].keys() == {"x2", "x3"}
+    digests = set()
+    for name, scores in results["members"].items():
+        of_member = json.loads((top / name / "results.json").read_text())
+        assert scores == {key: of_member[key] for key in ("step", "rank1", "mAP")}
+        assert of_member["manifest_sha256"] == results["manifest_sha256"]
+        config = json.loads((top / name / "config.json").read_text())["config"]
+        assert config["method"]["rates"] == [int(name[1])]
+        model = (top / name / "export" / "model.safetensors").read_bytes()
+        digests.add(hashlib.sha256(model).digest())
+    assert len(digests) == 2
+    assert {"rank1", "mAP", "by_scale", "trials"} <= results.keys()
+    assert (top / "report" / "index.html").exists()
+
+    again = launch("--workdir=ensemble", "--mode=evaluate")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((top / "results.json").read_text()) == results
+
+    stored = top / "x3" / "config.json"
+    text = stored.read_text()
+    stored.write_text(text.replace('"split": 0', '"split": 1'))
+    process = launch("--workdir=ensemble")
+    assert process.returncode == 1
+    assert "x3 holds a run of another config" in process.stderr
+    assert "config.data.split: the run has 1, now it is 0" in process.stderr
+    stored.write_text(text)
+
+    (top / "x3").rename(folder / "elsewhere")
+    process = launch("--workdir=ensemble", "--mode=evaluate")
+    assert process.returncode == 1
+    assert "x3 holds no run (no config.json)" in process.stderr
+    assert not (top / "x3").exists()
+
+
 def test_no_split_begins_where_a_later_one_cannot(launch, config, folder):
     (folder / "half" / "split-1").mkdir(parents=True)
     (folder / "half" / "split-1" / "chapter1.tex").write_text("Introduction")

@@ -8,7 +8,7 @@ from crossres_jax.losses.metric_learning import (
     center_loss,
     update_centers,
 )
-from crossres_jax.losses.restoration import mean_absolute_error
+from crossres_jax.losses.restoration import mean_absolute_error, mean_squared_error
 
 __all__ = [
     "batch_hard_triplet",
@@ -17,5 +17,6 @@ __all__ = [
     "label_smoothed_cross_entropy",
     "masked_mean",
     "mean_absolute_error",
+    "mean_squared_error",
     "update_centers",
 ]

@@ -1,7 +1,8 @@
 """The papers: one file each, found by name.
 
-A method's file defines `build(num_classes, **options) -> contract.Method`. A further
-method is one more file in this folder, or any importable module named with a dot
+A method's file defines `build(num_classes, **options) -> contract.Method`, or
+`contract.Ensemble` where several of its models work together. A further method is one
+more file in this folder, or any importable module named with a dot
 (`my_package.my_method`); nothing is registered. docs/sixth_method.md is an example.
 """
 
@@ -9,7 +10,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable
 
-from crossres_jax.methods.contract import Method
+from crossres_jax.methods.contract import Ensemble, Method
 
 
 def names() -> list[str]:
@@ -18,14 +19,14 @@ def names() -> list[str]:
     return sorted(name for name in modules if name != "contract")
 
 
-def load(name: str) -> Callable[..., Method]:
+def load(name: str) -> Callable[..., Method | Ensemble]:
     """The `build` function of a method.
 
     Args:
       name: a name of `names()`, or a dotted path to a module of your own.
 
     Returns:
-      `build(num_classes, **options) -> contract.Method`.
+      `build(num_classes, **options) -> contract.Method` or `contract.Ensemble`.
 
     Raises:
       ValueError: if there is no such method.

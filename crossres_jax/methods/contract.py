@@ -123,12 +123,15 @@ class Method:
       phases: in the order in which they run.
       embed: `(variables, images, *, role, resolution) → pytree of (B, ...) arrays`.
         images (B, H, W, 3) in [0, 1]; role "query" or "gallery"; resolution (B,) in
-        (0, 1], 1 for an image that was not down-sampled.
+        (0, 1], 1 for an image that was not down-sampled. With a `copy_rate` the
+        gallery's come with `copies`: the images down-sampled by it and brought back.
       distance: `(query, gallery) → (Q, G)` from two such pytrees.
       restore: `(variables, images) → images`, both (B, H, W, 3) in [0, 1]; None where
         the method restores nothing.
       backbone: what imported weights fill; None where there is nothing to fill.
       tuples: what a training batch holds, "image" or "cross" tuples (docs/data.md).
+      copy_rate: the one rate of all synthetic LR copies, in training batches and for
+        the gallery; 0 for the protocol's rates in training and no copies of a gallery.
     """
 
     init: Callable[..., Variables]
@@ -138,3 +141,19 @@ class Method:
     restore: Callable[..., Any] | None = None
     backbone: Backbone | None = None
     tuples: Literal["image", "cross"] = "image"
+    copy_rate: int = 0
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Methods that are trained apart, each a run of its own, and compared together.
+
+    Attributes:
+      members: name → the options with which `build` gives that member alone, in place
+        of those that it got.
+      distance: `(query, gallery) → (Q, G)` from two dicts, name → what that member's
+        `embed` returned.
+    """
+
+    members: Mapping[str, Mapping[str, Any]]
+    distance: Callable[[Any, Any], Any]

@@ -4,10 +4,8 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from crossres_jax.methods.contract import Method
 from crossres_jax.report.pictures import ranked_lists, restorations
 from crossres_jax.training.evaluate import Evaluation
 
@@ -16,19 +14,17 @@ def write_report(
     directory: Path,
     results: Mapping,
     evaluation: Evaluation,
-    method: Method,
-    variables,
     *,
+    restore: Callable[[np.ndarray], np.ndarray] | None,
     load: Callable[[str, Sequence[int]], Mapping[str, np.ndarray]],
 ) -> None:
-    """Writes `index.html`, `ranked.png` and, if the method restores, `restored.png`.
+    """Writes `index.html`, `ranked.png` and, if one restores, `restored.png`.
 
     Args:
       directory: where to; made if missing.
       results: what `results.json` holds.
       evaluation: which queries are shown, and their nearest gallery images.
-      method: whose `restore` is shown.
-      variables: of the method.
+      restore: images → images, both (N, H, W, 3) in [0, 1]; None if nothing restores.
       load: `(side, rows) → lr, hr (N, H, W, 3), has_hr, pid, camid, scale (N,)` of
         those rows of the query or gallery side.
     """
@@ -46,9 +42,9 @@ def write_report(
     pictures = {"ranked.png": "Queries and their nearest gallery images"}
 
     show = (query["scale"] > 1) & query["has_hr"]
-    if method.restore and show.any():
+    if restore and show.any():
         low, high = query["lr"][show], query["hr"][show]
-        restored = np.asarray(jax.jit(method.restore)(variables, low))
+        restored = np.asarray(restore(low))
         sheet = restorations(low, restored, high, query["scale"][show])
         sheet.save(directory / "restored.png")
         pictures["restored.png"] = "Low-resolution, restored and original queries"

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from crossres_jax.methods.contract import Method, Variables
+from crossres_jax.methods.contract import Ensemble, Method, Variables
 from crossres_jax.metrics import (
     psnr,
     rank_multi_shot,
@@ -69,8 +69,9 @@ def embed_images(
       method: whose `embed` and, for queries, `restore` are used.
       variables: of the method.
       batches: dicts with `lr`, `hr` (B, H, W, 3) in [0, 1], `has_hr`, `valid` (B,)
-        bool, `pid`, `camid` (B,) int, `scale` and `resolution` (B,) float; rows that
-        are not valid fill the last batch up and are dropped.
+        bool, `pid`, `camid` (B,) int, `scale` and `resolution` (B,) float, and for a
+        method with a `copy_rate` the gallery's `synthetic_lr`; rows that are not valid
+        fill the last batch up and are dropped.
       mesh: the devices.
       role: "query" or "gallery".
 
@@ -109,12 +110,14 @@ def embed_images(
 @functools.lru_cache(maxsize=4)
 def _jitted_embed(embed, mesh, role):
     """Kept, so that validation compiles it once and not at every checkpoint."""
-    return jax.jit(
-        lambda variables, batch: embed(
-            variables, batch["lr"], role=role, resolution=batch["resolution"]
-        ),
-        in_shardings=(replicated(mesh), sharded(mesh)),
-    )
+
+    def embed_batch(variables, batch):
+        copies = {"copies": x} if (x := batch.get("synthetic_lr")) is not None else {}
+        return embed(
+            variables, batch["lr"], role=role, resolution=batch["resolution"], **copies
+        )
+
+    return jax.jit(embed_batch, in_shardings=(replicated(mesh), sharded(mesh)))
 
 
 def _rows(chosen):
@@ -132,7 +135,7 @@ def _quality(restored, bicubic, originals):
 
 
 def compare(
-    method: Method,
+    method: Method | Ensemble,
     query: Embedded,
     gallery: Embedded,
     *,

@@ -3,7 +3,6 @@
 import numpy as np
 from PIL import Image
 
-from crossres_jax.methods.contract import Method
 from crossres_jax.report import pictures, write_report
 from crossres_jax.training.evaluate import Evaluation
 
@@ -41,9 +40,7 @@ def test_report_is_a_page_with_its_pictures(tmp_path):
             "scale": np.full(n, 2 if side == "query" else 1),
         }
 
-    method = Method(
-        init=None, phases=(), embed=None, distance=None, restore=lambda v, x: x
-    )
+    options = {"restore": lambda images: images, "load": load}
     results = {
         "method": "ps_hrnet",
         "protocol": "<mlr>",
@@ -52,7 +49,7 @@ def test_report_is_a_page_with_its_pictures(tmp_path):
         "trials": {"count": 100, "rank1_std": 1.5},
     }
     evaluation = Evaluation(results, np.arange(3), np.arange(6).reshape(3, 2))
-    write_report(tmp_path / "report", results, evaluation, method, {}, load=load)
+    write_report(tmp_path / "report", results, evaluation, **options)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "48.2%</b> (± 1.5 over 100 gallery draws), mAP" in page
     assert "&lt;mlr&gt;" in page
@@ -62,6 +59,6 @@ def test_report_is_a_page_with_its_pictures(tmp_path):
             assert min(picture.size) > 100
 
     del results["trials"]  # of multi-shot scores there is one, without a spread
-    write_report(tmp_path / "report", results, evaluation, method, {}, load=load)
+    write_report(tmp_path / "report", results, evaluation, **options)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "48.2%</b>, mAP" in page

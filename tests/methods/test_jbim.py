@@ -1,0 +1,347 @@
+"""JBIM: what each stage trains, what reaches what, and the ensemble."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossres_jax.losses import batch_hard_triplet, label_smoothed_cross_entropy
+from crossres_jax.methods import jbim
+from crossres_jax.methods.contract import Ensemble
+from crossres_jax.modules.heads import HeadOutputs
+from crossres_jax.training.state import merge, split
+
+NUM_CLASSES = 3
+NARROW = {
+    "rates": (2,),
+    "srcnn_channels": (4, 4),
+    "vdsr_channels": 4,
+    "vdsr_depth": 3,
+    "width": 4,
+    "num_blocks": (1, 1, 1, 1),
+    "feature_size": 8,
+}
+
+
+@functools.cache
+def _build(**options):
+    return jbim.build(NUM_CLASSES, **(NARROW | options))
+
+
+@functools.cache
+def _variables(**options):
+    images = {"hr": jnp.zeros((1, 32, 16, 3))}
+    return jax.jit(_build(**options).init)(jax.random.key(0), images)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    hr, lr = rng.uniform(size=(2, 6, 32, 16, 3)).astype(np.float32)
+    return {
+        "hr": hr,
+        "synthetic_lr": (0.9 * hr).astype(np.float32),
+        "lr": lr,
+        "has_lr": np.array([True, True, True, True, False, False]),
+        "label": np.array([0, 0, 1, 1, 2, 2], np.int32),
+    }
+
+
+@functools.cache
+def _step(phase, **options):
+    """The jitted (output, gradient) of a phase's loss."""
+    (phase,) = [x for x in _build(**options).phases if x.name == phase]
+
+    @jax.jit
+    def run(variables, batch):
+        trained, frozen = split(variables["params"], phase.trains)
+
+        def loss(trained):
+            params = merge(trained, frozen)
+            rng = jax.random.key(1)
+            output = phase.loss(params, variables["batch_stats"], batch, rng)
+            return output.loss, output
+
+        return jax.grad(loss, has_aux=True)(trained)
+
+    def call(variables, batch):
+        gradient, output = run(variables, batch)
+        return output, gradient
+
+    return call
+
+
+def _norms(gradient):
+    return {
+        name: float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(tree)))
+        for name, tree in gradient.items()
+    }
+
+
+def test_size_of_the_paper():
+    """Table 2: 52.96 M; the identities are those of CUHK03."""
+    method = jbim.build(1367, rates=(2,))
+    image = {"hr": jnp.zeros((1, 256, 128, 3))}
+    params = jax.eval_shape(method.init, jax.random.key(0), image)["params"]
+    sizes = {
+        name: sum(x.size for x in jax.tree.leaves(tree))
+        for name, tree in params.items()
+    }
+    head = 2048 * 512 + 512 + 512 + 512 * 1367
+    assert sizes == {
+        "restorer": 20_099,
+        "h": 23_508_032,
+        "l": 23_508_032,
+        "h_head": head,
+        "l_head": head,
+        "ffn": 1024 * 1024 + 1024 + 2 * 1024 + 1024 * 1367 + 1367,
+    }
+    assert round(sum(sizes.values()) / 1e6, 2) == 52.99
+
+
+@pytest.mark.parametrize(
+    ("modeling", "phases", "components"),
+    [
+        ("jbim", ["restorer", "him", "lim", "joint"], 6),
+        ("him", ["restorer", "him"], 3),
+        ("lim", ["lim"], 2),
+        ("him_lim", ["restorer", "him", "lim"], 5),
+        ("all_resolution", ["him"], 2),
+    ],
+)
+def test_each_modeling_has_its_parts(modeling, phases, components):
+    method = _build(modeling=modeling)
+    assert [phase.name for phase in method.phases] == phases
+    assert method.tuples == "cross"
+    assert method.copy_rate == (0 if modeling == "all_resolution" else 2)
+    params = _variables(modeling=modeling)["params"]
+    assert len(params) == components
+    assert (method.restore is None) == ("restorer" not in params)
+    assert set(method.backbone.components) == {"h", "l"} & set(params)
+
+
+@pytest.mark.parametrize(
+    ("phase", "trained"),
+    [
+        ("restorer", {"restorer"}),
+        ("him", {"restorer", "h", "h_head"}),
+        ("lim", {"l", "l_head"}),
+        ("joint", {"restorer", "h", "h_head", "l", "l_head", "ffn"}),
+    ],
+)
+def test_gradients_reach_what_the_stage_trains(batch, phase, trained):
+    variables = _variables()
+    output, gradient = _step(phase)(variables, batch)
+    assert set(gradient) == trained
+    assert all(norm > 0 for norm in _norms(gradient).values())
+    moved = {
+        name
+        for name, before in variables["batch_stats"].items()
+        if any(
+            (a != b).any()
+            for a, b in zip(
+                jax.tree.leaves(before),
+                jax.tree.leaves(output.batch_stats[name]),
+                strict=True,
+            )
+        )
+    }
+    assert moved == trained - {"restorer"}
+
+
+def test_loss_of_all_together_is_eq_11(batch):
+    def losses(**weights):
+        return _step("joint", dropout=0.0, **weights)(_variables(), batch)[0]
+
+    def of(output, *names):
+        return [float(output.scalars[name]) for name in names]
+
+    reid, sr, lim, fus = of(losses(), "loss_reid", "loss_sr", "loss_lim", "loss_fus")
+    assert min(reid, sr, lim, fus) > 0
+    for alpha, beta in ((1.0, 3.0), (7.0, 0.5)):
+        found = float(losses(alpha=alpha, beta=beta).loss)
+        np.testing.assert_allclose(
+            found, reid + alpha * sr + lim + beta * fus, rtol=1e-5
+        )
+
+
+def test_images_of_l_enter_no_restoration_loss(batch):
+    for phase in ("restorer", "him"):
+        other = batch | {"lr": batch["lr"][::-1]}
+        before, after = (_step(phase)(_variables(), each)[0] for each in (batch, other))
+        name = "loss_sr" if phase == "him" else None
+        for output in (before, after):
+            assert name is None or output.scalars[name] > 0
+        if name:
+            assert before.scalars[name] == after.scalars[name]
+            assert before.loss != after.loss
+        else:
+            assert before.loss == after.loss
+
+
+@pytest.mark.parametrize("stream", ["lr", "synthetic_lr"])
+def test_reid_losses_of_both_lr_streams_reach_the_restorer(batch, stream):
+    """With α = 0; the other stream shows nothing that the restorer could change."""
+    variables = _variables(alpha=0.0)
+    other = {"lr": "synthetic_lr", "synthetic_lr": "lr"}[stream]
+    dark = batch | {other: np.zeros_like(batch[other])}
+    _, both = _step("him", alpha=0.0)(variables, batch)
+    _, one = _step("him", alpha=0.0)(variables, dark)
+    kernel = one["restorer"]["conv1"]["kernel"]  # a dark picture has no part in it
+    assert jnp.abs(kernel).max() > 0
+    assert (kernel != both["restorer"]["conv1"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("phase", ["him", "lim", "joint"])
+def test_samples_without_l_are_masked(batch, phase):
+    """Of `classification_loss` it is tested that a masked row is no part of it."""
+    none = batch | {"has_lr": np.zeros(6, bool)}
+    output, gradient = _step(phase)(_variables(), none)
+    assert np.isfinite(output.loss)
+    assert all(np.isfinite(norm) for norm in _norms(gradient).values())
+    full, _ = _step(phase)(_variables(), batch | {"has_lr": np.ones(6, bool)})
+    part, _ = _step(phase)(_variables(), batch)
+    assert len({float(x.loss) for x in (output, full, part)}) == 3
+
+
+def test_him_without_synthetic_images(batch):
+    options = {"him_synthetic": False}
+    output, gradient = _step("him", **options)(_variables(**options), batch)
+    assert "loss_sr" not in output.scalars
+    assert _norms(gradient)["restorer"] > 0
+    other = batch | {"synthetic_lr": 1 - batch["synthetic_lr"]}
+    assert _step("him", **options)(_variables(**options), other)[0].loss == output.loss
+    joint, _ = _step("joint", **options)(_variables(**options), batch)
+    assert np.isfinite(joint.loss)
+
+
+def test_together_keeps_the_streams_of_a_sample_side_by_side():
+    streams = [np.arange(4) + 10 * s for s in range(3)]
+    joined = jbim.together(*streams)
+    assert joined.tolist()[:6] == [0, 10, 20, 1, 11, 21]
+    for stream, found in zip(streams, jbim.apart(joined, 3), strict=True):
+        np.testing.assert_array_equal(found, stream)
+
+
+def test_classification_loss_sums_the_means_of_the_streams():
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 0, 1, 2])
+    valid = [np.array([True, True, False, True]), np.ones(4, bool)]
+    features = rng.normal(size=(8, 5)).astype(np.float32)
+    logits = rng.normal(size=(8, 3)).astype(np.float32)
+    found = jbim.classification_loss(
+        HeadOutputs(features, features, logits), labels, valid, margin=0.4
+    )
+    # Rows 0, 2, 4, 6 are the first stream; row 4 is the one that is not valid.
+    kept = np.array([0, 1, 2, 3, 5, 6, 7])
+    rows = np.repeat(labels, 2)
+    triplet = np.zeros(8)
+    triplet[kept] = batch_hard_triplet(features[kept], rows[kept], margin=0.4)
+    identity = label_smoothed_cross_entropy(logits, rows, epsilon=0.0)
+    per_row = np.asarray(identity) + triplet
+    expected = per_row[[0, 2, 6]].mean() + per_row[1::2].mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_weights_of_the_ensemble_are_eq_19():
+    distances = np.array([[[1.0, 2.0]], [[3.0, 5.0]]])  # two models, a query
+    found = jbim.fused_distances(distances, np.array([0.5]), (2, 4), sigma=0.5)
+    weight = np.exp(-(0.25**2) / 0.25)  # r = 1/2, m = 1/4
+    np.testing.assert_allclose(found, [[1 + 3 * weight, 2 + 5 * weight]], rtol=1e-6)
+    # A small σ leaves the model of the query's own rate.
+    for resolution, chosen in ((0.5, 0), (0.25, 1)):
+        found = jbim.fused_distances(
+            distances, np.array([resolution]), (2, 4), sigma=0.01
+        )
+        np.testing.assert_allclose(found, distances[chosen], rtol=1e-6)
+
+
+def _embed(role, modeling="jbim", resolution=0.5, **changes):
+    rng = np.random.default_rng(1)
+    images, copies = rng.uniform(size=(2, 3, 32, 16, 3)).astype(np.float32)
+    method, variables = _build(modeling=modeling), _variables(modeling=modeling)
+    inputs = {"images": images, "copies": copies} | changes
+    return method.embed(
+        variables,
+        inputs["images"],
+        role=role,
+        resolution=np.full(3, resolution, np.float32),
+        **({"copies": inputs["copies"]} if role == "gallery" else {}),
+    )["features"]
+
+
+@pytest.mark.parametrize(
+    ("modeling", "size"),
+    [("jbim", 16), ("him", 8), ("lim", 8), ("him_lim", 16), ("all_resolution", 8)],
+)
+def test_embedding_has_the_parts_of_the_modeling(modeling, size):
+    features = _embed("query", modeling)
+    assert features.shape == (3, size)
+    parts = 2 if modeling == "him_lim" else 1
+    np.testing.assert_allclose((features**2).sum(1), parts, rtol=1e-4)
+
+
+def test_gallery_uses_its_copies_where_lim_looks():
+    other = np.zeros((3, 32, 16, 3), np.float32)
+    for modeling, matters in (("jbim", True), ("lim", True), ("him", False)):
+        one = _embed("gallery", modeling, resolution=1.0)
+        two = _embed("gallery", modeling, resolution=1.0, copies=other)
+        assert (one != two).any() == matters
+    # Of a gallery image that is low-resolution itself no copy is needed.
+    one, two = _embed("gallery"), _embed("gallery", copies=other)
+    np.testing.assert_array_equal(one, two)
+
+
+def test_only_low_resolution_images_are_restored():
+    for role in ("query", "gallery"):
+        low, high = (_embed(role, "him", resolution=r) for r in (0.5, 1.0))
+        assert (low != high).any()
+    np.testing.assert_array_equal(
+        _embed("query", "him", resolution=1.0), _embed("gallery", "him", resolution=1.0)
+    )
+    low, high = (_embed("query", "all_resolution", resolution=r) for r in (0.5, 1.0))
+    np.testing.assert_array_equal(low, high)
+
+
+def test_ensemble_weighs_the_distances_of_its_members():
+    ensemble = _build(rates=(2, 3))
+    assert isinstance(ensemble, Ensemble)
+    assert ensemble.members == {"x2": {"rates": (2,)}, "x3": {"rates": (3,)}}
+    rng = np.random.default_rng(0)
+    resolution = np.array([0.5, 1 / 3], np.float32)
+
+    def side(n):
+        features = rng.normal(size=(2, n, 4)).astype(np.float32)
+        return {
+            name: {"features": x, "resolution": np.resize(resolution, n)}
+            for name, x in zip(("x2", "x3"), features, strict=True)
+        }
+
+    query, gallery = side(2), side(3)
+    apart = [
+        _build(rates=(r,)).distance(query[f"x{r}"], gallery[f"x{r}"]) for r in (2, 3)
+    ]
+    expected = jbim.fused_distances(np.stack(apart), resolution, (2, 3))
+    np.testing.assert_allclose(ensemble.distance(query, gallery), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modeling": "hlm"}, "no modeling 'hlm'; expected one of jbim, him"),
+        ({"restorer": "rcan"}, "no restorer 'rcan'"),
+        ({"backbone": "vgg"}, "no backbone 'vgg'"),
+        ({"dtype": "float16"}, "no dtype"),
+        ({"backbone": "osnet", "width": 64}, "width as a factor, 0.25 or 1, found 64"),
+        ({"width": 0.25}, "ResNet's width in channels, found 0.25"),
+        ({"rates": ()}, r"whole numbers from 2, each once, found \(\)"),
+        ({"rates": (2, 2)}, r"found \(2, 2\)"),
+        ({"rates": (1, 2)}, r"found \(1, 2\)"),
+        ({"rates": (2.5,)}, r"found \(2.5,\)"),
+    ],
+)
+def test_unknown_choices_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        jbim.build(3, **options)
