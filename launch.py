@@ -123,35 +123,35 @@ def run_members(
 ) -> dict:
     """Runs each member in a folder of its own, and compares them together."""
     stored = json.loads(config.to_json())
+    members = {}
+    for name, options in ensemble.members.items():
+        of_member = {**stored, "method": {**stored["method"], **options}}
+        member = ConfigDict(resolve(of_member, workdir / name, mode))
+        method = build_method(member, data)
+        _, _, weights = prepare(member, data, method, workdir / name)
+        members[name] = member, method
+    missing = [name for name in members if not has_trained(workdir / name)]
+    if mode == "evaluate" and 0 < len(missing) < len(members):
+        raise ValueError(
+            f"--mode=evaluate needs all members in {workdir}, found "
+            f"{', '.join(missing)} not trained. Train them first, without --mode."
+        )
     with locked(workdir):
-        configs = {}
-        for name, options in ensemble.members.items():
-            of_member = {**stored, "method": {**stored["method"], **options}}
-            of_member = json.loads(json.dumps(of_member))  # lists, as they are stored
-            configs[name] = ConfigDict(resolve(of_member, workdir / name, mode))
-        begin(workdir, stored, data.manifest, SOURCE)
+        begin(workdir, stored, data.manifest, SOURCE, weights)
         tested = {}
-        for name, member in configs.items():
-            method = build_method(member, data)
+        for name, (member, method) in members.items():
             tested[name] = run_method(member, data, method, workdir / name, mode, stop)
             jax.clear_caches()  # the next member compiles programs of its own
         query, gallery = (
-            sides[0]._replace(
-                features=dict(zip(tested, (x.features for x in sides), strict=True)),
-                quality={},
-            )
-            for sides in (
-                [each.query for each in tested.values()],
-                [each.gallery for each in tested.values()],
-            )
+            joined({name: getattr(each, side) for name, each in tested.items()})
+            for side in ("query", "gallery")
         )
         evaluation = compare_sides(ensemble, query, gallery, data, config)
-        runs = {name: each.results for name, each in tested.items()}
         results = {
             **identify(config, data),
             "members": {
-                name: {key: run[key] for key in ("step", "rank1", "mAP")}
-                for name, run in runs.items()
+                name: {key: each.results[key] for key in ("step", "rank1", "mAP")}
+                for name, each in tested.items()
             },
             **evaluation.results,
         }
@@ -165,6 +165,13 @@ def run_members(
         )
     summarize(results, data.quarantined, workdir)
     return results
+
+
+def joined(sides: dict[str, Embedded]) -> Embedded:
+    """One side of the test set with the features of all members."""
+    first = next(iter(sides.values()))
+    features = {name: side.features for name, side in sides.items()}
+    return first._replace(features=features, quality={})
 
 
 def identify(config: ConfigDict, data: pipeline.Data) -> dict:
@@ -206,22 +213,8 @@ def run_method(
 ) -> Tested:
     """Trains what is left to train of one model, and tests it."""
     mesh = make_mesh()
-    if (config.data.tuples == "cross") != (method.tuples == "cross"):
-        raise ValueError(
-            f"{config.method.name} learns from {method.tuples} tuples, found "
-            f"config.data.tuples={config.data.tuples}."
-        )
-
-    def batches(phase, start_step, num_steps, rollbacks):
-        # By the phase's name: an ablation without phase h still sees l's batches.
-        source = f"{config.seed} {method.phases[phase].name}" + " again" * rollbacks
-        return pipeline.train_batches(
-            data,
-            seed=zlib.crc32(source.encode()),
-            start_step=start_step,
-            num_steps=num_steps,
-            copy_rate=method.copy_rate,
-        )
+    example, start, weights = prepare(config, data, method, workdir)
+    batches = functools.partial(phase_batches, config, data, method)
 
     def embed(method, variables, sides, watch):
         for side, role in zip(sides, ("query", "gallery"), strict=True):
@@ -238,12 +231,6 @@ def run_method(
         embedded = embed(plain, variables, sides, lambda batches, _: batches)
         results = compare_sides(plain, *embedded, data, config).results
         return {name: results[name] for name in ("rank1", "mAP")}
-
-    example = next(batches(0, 0, 1, 0))
-    # What does not fit is to be told before anything is kept.
-    shapes = jax.eval_shape(method.init, jax.random.key(0), example)
-    begun = (workdir / "config.json").exists()
-    start, weights = read_start(config.init.backbone, method, shapes, begun)
 
     settings = config.train.to_dict()
     keep = settings.pop("keep_checkpoints")
@@ -306,6 +293,43 @@ def run_method(
         )
     summarize(results, data.quarantined, workdir)
     return Tested(results, query, gallery)
+
+
+def phase_batches(
+    config: ConfigDict,
+    data: pipeline.Data,
+    method: Method,
+    phase: int,
+    start_step: int,
+    num_steps: int,
+    rollbacks: int,
+) -> Iterator[dict]:
+    """The batches of a phase, as `train` asks for them."""
+    # By the phase's name: an ablation without phase h still sees l's batches.
+    source = f"{config.seed} {method.phases[phase].name}" + " again" * rollbacks
+    return pipeline.train_batches(
+        data,
+        seed=zlib.crc32(source.encode()),
+        start_step=start_step,
+        num_steps=num_steps,
+        copy_rate=method.copy_rate,
+    )
+
+
+def prepare(config: ConfigDict, data: pipeline.Data, method: Method, workdir: Path):
+    """(a batch, what turns initial variables into those to start from, a SHA-256).
+
+    What does not fit is told here, before anything is kept.
+    """
+    if (config.data.tuples == "cross") != (method.tuples == "cross"):
+        raise ValueError(
+            f"{config.method.name} learns from {method.tuples} tuples, found "
+            f"config.data.tuples={config.data.tuples}."
+        )
+    example = next(phase_batches(config, data, method, 0, 0, 1, 0))
+    shapes = jax.eval_shape(method.init, jax.random.key(0), example)
+    begun = (workdir / "config.json").exists()
+    return example, *read_start(config.init.backbone, method, shapes, begun)
 
 
 def has_trained(workdir: Path) -> bool:

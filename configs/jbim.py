@@ -1,4 +1,4 @@
-"""JBIM (Zheng et al., IJCV 2021), and SING.
+"""JBIM (Zheng et al., IJCV 2021).
 
 The embedded demo, generated pedestrians and one narrow model (docs/results.md):
 
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
       arg: `"PROTOCOL,OPTION,…"`. Options:
         resnet50, osnet_x0_25, osnet_x1_0: the backbone; resnet50 if none;
         him, lim, him_lim, all_resolution: what Tables 5, 6 and 8 compare JBIM with;
-        sing: Jiao et al., AAAI 2018, which is HIM with SRCNN;
+        sing: HIM with SRCNN, the scheme of Jiao et al., AAAI 2018;
         no_synthetic: HIM without synthetic LR images, Table 7;
         vdsr: VDSR in place of SRCNN, Table 11;
         narrow: the demo's networks and training on a named protocol;
@@ -37,12 +37,23 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     protocol, options = common.parse(arg, OPTIONS)
     if "sing" in options:
+        if others := sorted(options & {*BACKBONES[1:], "vdsr", "no_synthetic"}):
+            raise ValueError(f"SING has no option {', '.join(others)}")
         options = options - {"sing"} | {"him"}
     modelings = [name for name in MODELINGS if name in options]
     backbones = [name for name in BACKBONES if name in options]
     for chosen in (modelings, backbones):
         if len(chosen) > 1:
             raise ValueError(f"choose one of the options {', '.join(chosen)}")
+    for chosen, without in (
+        ({"lim", "all_resolution"}, {"vdsr", "no_synthetic"}),
+        ({"all_resolution"}, {"ensemble"}),
+    ):
+        if options & chosen and (ignored := options & without):
+            raise ValueError(
+                f"{', '.join(options & chosen)} has no part that "
+                f"{', '.join(sorted(ignored))} would change"
+            )
     config = common.get_config()
     config.data.tuples = "cross"
     config.method = method = _paper()
@@ -62,6 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
         method.modeling = modelings[0]
     if "no_synthetic" in options:
         method.him_synthetic = False
+        method.srcnn_residual = True  # starts as the identity: there are no pairs
     if "vdsr" in options:
         method.restorer = "vdsr"
     if not protocol or "narrow" in options:
@@ -115,7 +127,7 @@ def _paper() -> ConfigDict:
     method.milestones_joint = (40,)
     method.decay_factor = 0.1
     method.warmup_epochs = 10
-    method.warmup_learning_rate = 3.5e-6
+    method.warmup_learning_rate = 3.5e-5
     method.dtype = "float32"
     return method
 
@@ -130,8 +142,6 @@ def _narrow(config: ConfigDict) -> None:
         method.width = 16.0
         method.num_blocks = (1, 1, 1, 1)
         method.feature_size = 128
-    else:
-        method.width = 0.25
     method.srcnn_channels = (16, 8)
     method.srcnn_residual = True
     method.vdsr_channels = 16

@@ -1,6 +1,6 @@
 """PS-HRNet (arXiv:2105.11722).
 
-The embedded demo, generated pedestrians and a narrow network (Rank-1 about 54%, minutes
+The embedded demo, generated pedestrians and a narrow network (Rank-1 about 51%, minutes
 on two CPU cores; docs/results.md):
 
     python launch.py --config=configs/ps_hrnet.py

@@ -146,7 +146,7 @@ def classification_loss(
       ValueError: if the shapes do not fit.
     """
     num_streams = len(valid)
-    labels = together(*[labels] * num_streams)
+    labels = jnp.repeat(labels, num_streams)
     identity = label_smoothed_cross_entropy(
         outputs.logits, labels, epsilon=label_smoothing
     )
@@ -165,17 +165,21 @@ def fused_distances(
 ) -> jax.Array:
     """D_mra = Σ_i w_i D_i with w_i = exp(−(r − m_i)² / σ²), Eqs. (17) to (19).
 
+    Up to a factor for each query, which makes the largest of its weights 1 and leaves
+    its ranking: else all weights of a small σ would be zero.
+
     Args:
       distances: (M, Q, G) float, D_i of the M models.
       resolution: (Q,) float, r of the queries, 1 for full resolution.
       rates: M rates, of which the m_i are the inverses.
-      sigma: σ.
+      sigma: σ, positive.
 
     Returns:
       (Q, G) float32.
     """
     ratios = 1 / jnp.array(rates, jnp.float32)
-    weights = jnp.exp(-((resolution[None] - ratios[:, None]) ** 2) / sigma**2)  # (M, Q)
+    exponents = -(((resolution[None] - ratios[:, None]) / sigma) ** 2)  # (M, Q)
+    weights = jnp.exp(exponents - exponents.max(axis=0))
     return (weights[..., None] * distances).sum(axis=0)
 
 
@@ -219,7 +223,7 @@ def build(
     milestones_joint: Sequence[int] = (40,),
     decay_factor: float = 0.1,
     warmup_epochs: int = 10,
-    warmup_learning_rate: float = 3.5e-6,
+    warmup_learning_rate: float = 3.5e-5,
     dtype: str = "float32",
 ) -> Method | Ensemble:
     """JBIM for a training set of `num_classes` identities.
@@ -227,12 +231,13 @@ def build(
     Args:
       num_classes: number of training identities.
       modeling: "jbim", or what Tables 5, 6 and 8 compare it with: "him" (without LIM;
-        SING of AAAI 2018 is this), "lim" (without HIM), "him_lim" (both, independent of
+        SING's scheme), "lim" (without HIM), "him_lim" (both, independent of
         each other and put side by side), "all_resolution" (one backbone on l, h2l at
         all of the protocol's rates, and h).
       rates: of the synthetic copies; several make an ensemble of one model each.
         "all_resolution" knows none.
-      him_synthetic: False leaves h2l and L_sr out of HIM, as in Table 7.
+      him_synthetic: False leaves h2l and L_sr out of HIM, as in Table 7; F_sr is then
+        not trained beforehand either.
       restorer: "srcnn" or "vdsr" (Table 11), without channel attention.
       srcnn_kernel_sizes, srcnn_channels, srcnn_residual: see `SRCNN`.
       vdsr_channels, vdsr_depth: see `VDSR`.
@@ -244,7 +249,7 @@ def build(
       margin, label_smoothing: see `classification_loss`.
       alpha: α of Eq. (6).
       beta: β of Eq. (11).
-      sigma: see `fused_distances`.
+      sigma: see `fused_distances`; of an ensemble alone.
       unit_features: whether features are brought to length 1 before the distance, so
         that the distances of several models have one scale.
       epochs_restorer, learning_rate_restorer: F_sr alone at first, on L_sr by Adam, in
@@ -264,8 +269,10 @@ def build(
       both, by `modeling`; the distance is Euclidean.
 
     Raises:
-      ValueError: if one of the named choices is unknown, or a width does not suit its
-        backbone, or the rates are not whole numbers from 2, each once.
+      ValueError: if one of the named choices is unknown, if a width does not suit its
+        backbone, if SRCNN has not three odd sizes and two widths, if the rates are not
+        whole numbers from 2, each once, if σ is not positive, or if there is nothing to
+        train.
     """
     for option, value, known in (
         ("modeling", modeling, tuple(COMPONENTS)),
@@ -283,17 +290,26 @@ def build(
         )
     if backbone == "resnet" and (width < 1 or width != int(width)):
         raise ValueError(f"expected ResNet's width in channels, found {width}.")
-    rates = tuple(rates) if modeling != "all_resolution" else (0,)
-    if modeling != "all_resolution" and (
-        not rates or len({*rates}) < len(rates) or any(r < 2 or r % 1 for r in rates)
+    if (
+        len(srcnn_kernel_sizes) != 3
+        or len(srcnn_channels) != 2
+        or any(size % 2 == 0 for size in srcnn_kernel_sizes)
     ):
         raise ValueError(
-            f"expected rates as whole numbers from 2, each once, found {rates}."
+            "expected SRCNN with three odd kernel sizes and two widths, found "
+            f"{tuple(srcnn_kernel_sizes)} and {tuple(srcnn_channels)}."
         )
-    if len(rates) > 1:
-        return _ensemble(rates, sigma)
+    if len({*rates}) < max(1, len(rates)) or any(r < 2 or r % 1 for r in rates):
+        raise ValueError(
+            f"expected rates as whole numbers from 2, each once, found {tuple(rates)}."
+        )
+    if sigma <= 0:
+        raise ValueError(f"expected a positive sigma, found {sigma}.")
+    if modeling != "all_resolution" and len(rates) > 1:
+        return _ensemble([int(rate) for rate in rates], sigma)
 
-    components, (rate,) = COMPONENTS[modeling], rates
+    components = COMPONENTS[modeling]
+    rate = 0 if modeling == "all_resolution" else int(rates[0])
     dtype = jnp.dtype(dtype)
     if backbone == "resnet":
         net = ResNet(int(width), tuple(num_blocks), last_stride, dtype)
@@ -371,7 +387,8 @@ def build(
             "h", params, batch_stats, together(*images), train=True
         )
         loss = classify(outputs, batch["label"], valid)
-        scalars = {"loss_reid": loss, "accuracy": _accuracy(outputs, batch["label"])}
+        accuracy = _accuracy(outputs, batch["label"], valid)
+        scalars = {"loss_reid": loss, "accuracy": accuracy}
         if modeling != "all_resolution" and him_synthetic:
             restoration = mean_squared_error(sr_h2l, hr).mean()  # L_sr, Eq. (2)
             scalars["loss_sr"] = restoration
@@ -384,7 +401,8 @@ def build(
         images = together(batch["lr"], batch["synthetic_lr"])
         outputs, batch_stats = extract("l", params, batch_stats, images, train=True)
         loss = classify(outputs, batch["label"], valid)
-        scalars = {"loss_lim": loss, "accuracy": _accuracy(outputs, batch["label"])}
+        accuracy = _accuracy(outputs, batch["label"], valid)
+        scalars = {"loss_lim": loss, "accuracy": accuracy}
         return outputs, batch_stats, loss, scalars
 
     def loss_restorer(params, batch_stats, batch, rng):
@@ -426,27 +444,29 @@ def build(
         scalars |= {
             "loss_lim": scalars_lim["loss_lim"],
             "loss_fus": fusing,
-            "accuracy": _accuracy(outputs, batch["label"]),
+            "accuracy": _accuracy(outputs, batch["label"], valid),
         }
         return LossOutput(l_him + l_lim + beta * fusing, batch_stats, scalars)
 
     def embed(variables, images, *, role, resolution, copies=None):
-        """f_f of a probe from F_sr(l) and l, of a gallery image from h and h2l.
-
-        Sec. 4.4; down-sampled images are taken as l, whichever side they are on.
-        """
+        """f_f of a probe from F_sr(l) and l, of a gallery image from h and h2l."""
+        if role not in ("query", "gallery"):
+            raise ValueError(f"role must be 'query' or 'gallery', found {role!r}.")
+        if role == "gallery" and "l" in components and copies is None:
+            raise ValueError(
+                "JBIM's gallery needs `copies`, the images down-sampled by "
+                f"{rate} and brought back."
+            )
         params, batch_stats = variables["params"], variables["batch_stats"]
-        degraded = (resolution < 1)[:, None, None, None]
-        f = {}
+        parts, restores = [], role == "query" and "restorer" in components
         if "h" in components:
-            high = images
-            if "restorer" in components:
-                high = jnp.where(degraded, super_resolve(params, images), images)
-            f["h"], _ = extract("h", params, batch_stats, high, train=False)
+            high = super_resolve(params, images) if restores else images
+            outputs, _ = extract("h", params, batch_stats, high, train=False)
+            parts.append(outputs.bn_features)
         if "l" in components:
-            low = images if role == "query" else jnp.where(degraded, images, copies)
-            f["l"], _ = extract("l", params, batch_stats, low, train=False)
-        parts = [outputs.bn_features for outputs in f.values()]
+            low = images if role == "query" else copies
+            outputs, _ = extract("l", params, batch_stats, low, train=False)
+            parts.append(outputs.bn_features)
         if "ffn" in components:
             ffn = {"params": params["ffn"], "batch_stats": batch_stats["ffn"]}
             parts = [fusion.apply(ffn, *parts, train=False).features]
@@ -477,7 +497,7 @@ def build(
         Phase(
             name="restorer",
             trains="restorer",
-            epochs=epochs_restorer,
+            epochs=epochs_restorer if him_synthetic else 0,
             optimizer=Optimizer(
                 {"restorer": learning_rate_restorer}, 0.0, algorithm="adam"
             ),
@@ -496,10 +516,16 @@ def build(
             loss=loss_joint,
         ),
     )
-    needs = {"restorer": "restorer", "him": "h", "lim": "l", "joint": "ffn"}
+    phases = tuple(
+        phase
+        for phase in phases
+        if phase.epochs and {*phase.trains.split("|")} <= {*components}
+    )
+    if not phases:
+        raise ValueError(f"JBIM has nothing to train: {modeling} with epochs={epochs}.")
     return Method(
         init=init,
-        phases=tuple(p for p in phases if needs[p.name] in components and p.epochs),
+        phases=phases,
         embed=embed,
         distance=_distance,
         restore=restore if "restorer" in components else None,
@@ -508,7 +534,7 @@ def build(
             table={"resnet": tables.RESNET, "osnet": tables.OSNET}[backbone],
         ),
         tuples="cross",
-        copy_rate=int(rate),
+        copy_rate=rate,
     )
 
 
@@ -521,7 +547,7 @@ def _ensemble(rates, sigma):
         resolution = query[names[0]]["resolution"]
         return fused_distances(distances, resolution, rates, sigma=sigma)
 
-    members = {f"x{rate}": {"rates": (rate,)} for rate in rates}
+    members = {f"x{rate}": {"rates": [rate]} for rate in rates}
     return Ensemble(members, distance)
 
 
@@ -529,7 +555,7 @@ def _distance(query, gallery):
     return euclidean_distances(query["features"], gallery["features"])
 
 
-def _accuracy(outputs, labels):
+def _accuracy(outputs, labels, valid):
     """On all streams together."""
-    labels = together(*[labels] * (len(outputs.logits) // len(labels)))
-    return (outputs.logits.argmax(axis=-1) == labels).mean()
+    correct = outputs.logits.argmax(axis=-1) == jnp.repeat(labels, len(valid))
+    return masked_mean(correct, together(*valid))

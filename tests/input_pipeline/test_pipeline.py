@@ -250,6 +250,29 @@ def test_evaluation_images_are_not_augmented(data):
         )
 
 
+def test_copies_of_one_rate(make_config):
+    """In a gallery's batches, and in training ones of either kind of tuple."""
+    data = open_data(make_config(flip=0.0, pad=0))
+    gallery = next(eval_batches(data, "gallery", copy_rate=3))
+    (synthetic, cross), changes = ([], []), {"flip": 0.0, "pad": 0, "num_ids": 3}
+    for kept, tuples in ((synthetic, "synthetic"), (cross, "cross")):
+        training = open_data(make_config(tuples=tuples, **changes))
+        steps = {"seed": 0, "start_step": 0, "num_steps": 1}
+        kept += [training, next(train_batches(training, copy_rate=3, **steps))]
+    assert set(synthetic[1]["scale"]) == set(cross[1]["synthetic_scale"]) == {3}
+    for images, batch, key in (
+        (data.plan.gallery, gallery, "synthetic_lr"),
+        (synthetic[0].plan.train, synthetic[1], "lr"),
+        (cross[0].plan.train, cross[1], "synthetic_lr"),
+    ):
+        for row, index in enumerate(batch["index"]):
+            copy = transforms.degrade(original(data, images, index), (10, 5), "bicubic")
+            np.testing.assert_array_equal(
+                batch[key][row], transforms.fit(copy, (32, 16))
+            )
+    assert "synthetic_lr" not in next(eval_batches(data, "gallery"))
+
+
 def test_kernel_split_and_seed_of_the_config_replace_the_protocols_own(make_config):
     own = open_data(make_config())
     area = open_data(make_config(kernel="area"))

@@ -11,6 +11,9 @@ from crossres_jax.losses import batch_hard_triplet, label_smoothed_cross_entropy
 from crossres_jax.methods import jbim
 from crossres_jax.methods.contract import Ensemble
 from crossres_jax.modules.heads import HeadOutputs
+from crossres_jax.modules.resnet import ResNet
+from crossres_jax.modules.srcnn import SRCNN
+from crossres_jax.ops.images import normalize
 from crossres_jax.training.state import merge, split
 
 NUM_CLASSES = 3
@@ -194,20 +197,113 @@ def test_reid_losses_of_both_lr_streams_reach_the_restorer(batch, stream):
     assert (kernel != both["restorer"]["conv1"]["kernel"]).any()
 
 
+@functools.cache
+def _features():
+    """f_h, f_l and f_f of a batch in training, part by part, as sec. 3 writes them."""
+    net = ResNet(4, (1, 1, 1, 1))
+    head, fusion = jbim.Head(NUM_CLASSES, 8), jbim.FeatureFusion(NUM_CLASSES, 0.0)
+    sr = SRCNN((9, 1, 5), (4, 4))
+
+    @jax.jit
+    def run(variables, batch):
+        def of(name):
+            return {
+                kind: tree[name] for kind, tree in variables.items() if name in tree
+            }
+
+        def module(network, name, *x):
+            mutable = ["batch_stats"]
+            return network.apply(of(name), *x, train=True, mutable=mutable)[0]
+
+        def extract(name, *streams):
+            images = normalize(jnp.concatenate(streams))
+            x = module(net, name, images)[-1]
+            return module(head, f"{name}_head", x)
+
+        lr, h2l, hr = batch["lr"], batch["synthetic_lr"], batch["hr"]
+        sr_lr, sr_h2l = (sr.apply(of("restorer"), x) for x in (lr, h2l))
+        high, low = extract("h", sr_lr, sr_h2l, hr), extract("l", lr, h2l)
+        of_l, _, of_h = jnp.split(high.bn_features, 3)
+        fused = module(fusion, "ffn", jnp.concatenate([of_l, of_h]), low.bn_features)
+        return high, low, fused
+
+    return run
+
+
+def _cls(outputs, labels, valid):
+    """L_reid, L_LIM or L_fus of streams that lie one behind the other."""
+    rows = np.concatenate(valid)
+    labels = np.tile(labels, len(valid))
+    loss = label_smoothed_cross_entropy(outputs.logits, labels, epsilon=0.0)
+    loss += batch_hard_triplet(outputs.features, labels, margin=0.3, valid=rows)
+    streams = np.split(np.asarray(loss), len(valid))
+    return sum(x[v].mean() for x, v in zip(streams, valid, strict=True))
+
+
+def test_losses_are_those_of_the_streams_that_the_paper_names(batch):
+    """And samples without l are no part of its stream."""
+    variables = _variables()
+    high, low, fused = _features()(variables, batch)
+    has_lr, ones, labels = batch["has_lr"], np.ones(6, bool), batch["label"]
+    scalars = _step("joint", dropout=0.0)(variables, batch)[0].scalars
+    found = [float(scalars[f"loss_{name}"]) for name in ("reid", "lim", "fus")]
+    expected = [
+        _cls(high, labels, [has_lr, ones, ones]),
+        _cls(low, labels, [has_lr, ones]),
+        _cls(fused, labels, [has_lr, ones]),
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    logits = np.asarray(fused.logits).argmax(1) == np.tile(labels, 2)
+    accuracy = logits[np.concatenate([has_lr, ones])].mean()
+    np.testing.assert_allclose(scalars["accuracy"], accuracy, rtol=1e-6)
+
+
 @pytest.mark.parametrize("phase", ["him", "lim", "joint"])
-def test_samples_without_l_are_masked(batch, phase):
-    """Of `classification_loss` it is tested that a masked row is no part of it."""
+def test_a_batch_without_any_l_is_finite(batch, phase):
     none = batch | {"has_lr": np.zeros(6, bool)}
     output, gradient = _step(phase)(_variables(), none)
     assert np.isfinite(output.loss)
     assert all(np.isfinite(norm) for norm in _norms(gradient).values())
-    full, _ = _step(phase)(_variables(), batch | {"has_lr": np.ones(6, bool)})
-    part, _ = _step(phase)(_variables(), batch)
-    assert len({float(x.loss) for x in (output, full, part)}) == 3
+
+
+def test_schedule_of_each_stage():
+    options = {"epochs_restorer": 5, "epochs": 7, "epochs_joint": 9}
+    options |= {"learning_rate": 0.3, "learning_rate_joint": 0.2}
+    options |= {"learning_rate_restorer": 0.1, "weight_decay": 0.4}
+    options |= {"milestones": (3,), "milestones_joint": (4,), "warmup_epochs": 2}
+    restorer, him, lim, joint = _build(**options).phases
+    assert [x.epochs for x in (restorer, him, lim, joint)] == [5, 7, 7, 9]
+    assert restorer.optimizer.learning_rates == {"restorer": 0.1}
+    assert set(him.optimizer.learning_rates.values()) == {0.3}
+    assert set(lim.optimizer.learning_rates.values()) == {0.3}
+    both = "restorer|h|h_head|l|l_head"
+    assert joint.optimizer.learning_rates == {both: 0.2, "ffn": 0.3}
+    assert [x.optimizer.milestones for x in (him, lim, joint)] == [(3,), (3,), (4,)]
+    assert [x.optimizer.warmup_epochs for x in (him, lim, joint)] == [2, 2, 0]
+    assert him.optimizer.warmup == "linear"
+    assert {x.optimizer.weight_decay for x in (him, lim, joint)} == {0.4}
+
+
+def test_fused_feature_is_taken_before_the_dropout():
+    fusion = jbim.FeatureFusion(NUM_CLASSES, 0.5)
+    f_h, f_l = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
+    variables = fusion.init(jax.random.key(0), f_h, f_l, train=False)
+
+    def outputs(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return fusion.apply(
+            variables, f_h, f_l, train=True, mutable=["batch_stats"], rngs=rngs
+        )[0]
+
+    one, other = outputs(0), outputs(1)
+    np.testing.assert_array_equal(one.features, other.features)
+    assert (one.logits != other.logits).any()
+    assert one.features.shape == (6, 8) and one.features.min() == 0
 
 
 def test_him_without_synthetic_images(batch):
     options = {"him_synthetic": False}
+    assert "restorer" not in [phase.name for phase in _build(**options).phases]
     output, gradient = _step("him", **options)(_variables(**options), batch)
     assert "loss_sr" not in output.scalars
     assert _norms(gradient)["restorer"] > 0
@@ -250,25 +346,28 @@ def test_weights_of_the_ensemble_are_eq_19():
     found = jbim.fused_distances(distances, np.array([0.5]), (2, 4), sigma=0.5)
     weight = np.exp(-(0.25**2) / 0.25)  # r = 1/2, m = 1/4
     np.testing.assert_allclose(found, [[1 + 3 * weight, 2 + 5 * weight]], rtol=1e-6)
-    # A small σ leaves the model of the query's own rate.
-    for resolution, chosen in ((0.5, 0), (0.25, 1)):
+    # A small σ leaves the model of the nearest rate.
+    for resolution, chosen in ((0.5, 0), (0.25, 1), (1.0, 0)):
         found = jbim.fused_distances(
             distances, np.array([resolution]), (2, 4), sigma=0.01
         )
         np.testing.assert_allclose(found, distances[chosen], rtol=1e-6)
 
 
-def _embed(role, modeling="jbim", resolution=0.5, **changes):
+def _embed(role, modeling="jbim", with_copies=True, **changes):
     rng = np.random.default_rng(1)
     images, copies = rng.uniform(size=(2, 3, 32, 16, 3)).astype(np.float32)
-    method, variables = _build(modeling=modeling), _variables(modeling=modeling)
+    unit = changes.pop("unit_features", True)
+    method = _build(modeling=modeling, unit_features=unit)
     inputs = {"images": images, "copies": copies} | changes
+    copies = {"copies": inputs["copies"]} if role == "gallery" and with_copies else {}
+    resolution = np.full(3, 0.5, np.float32)
     return method.embed(
-        variables,
+        _variables(modeling=modeling),
         inputs["images"],
         role=role,
-        resolution=np.full(3, resolution, np.float32),
-        **({"copies": inputs["copies"]} if role == "gallery" else {}),
+        resolution=resolution,
+        **copies,
     )["features"]
 
 
@@ -283,32 +382,58 @@ def test_embedding_has_the_parts_of_the_modeling(modeling, size):
     np.testing.assert_allclose((features**2).sum(1), parts, rtol=1e-4)
 
 
+@pytest.mark.parametrize("role", ["query", "gallery"])
+def test_fused_feature_is_of_f_h_and_f_l(role):
+    """Of the same images: HIM's, then LIM's, through the FFN."""
+    variables = _variables()
+    f_h, f_l = np.split(_parts(role), 2, axis=1)
+    ffn = {kind: tree["ffn"] for kind, tree in variables.items()}
+    fused = jbim.FeatureFusion(NUM_CLASSES).apply(ffn, f_h, f_l, train=False).features
+    found = _embed(role, unit_features=False)
+    np.testing.assert_allclose(found, fused, rtol=1e-4, atol=1e-5)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    assert (np.abs(lengths - 1) > 1e-3).any()
+    np.testing.assert_allclose(_embed(role), found / lengths, rtol=1e-4, atol=1e-5)
+
+
+def _parts(role):
+    """f_h and f_l of the networks of JBIM, side by side."""
+    variables, names = _variables(), jbim.COMPONENTS["him_lim"]
+    method = _build(modeling="him_lim", unit_features=False)
+    of = {k: {n: t[n] for n in names if n in t} for k, t in variables.items()}
+    rng = np.random.default_rng(1)
+    images, copies = rng.uniform(size=(2, 3, 32, 16, 3)).astype(np.float32)
+    resolution = np.full(3, 0.5, np.float32)
+    copies = {"copies": copies} if role == "gallery" else {}
+    return np.asarray(
+        method.embed(of, images, role=role, resolution=resolution, **copies)["features"]
+    )
+
+
 def test_gallery_uses_its_copies_where_lim_looks():
     other = np.zeros((3, 32, 16, 3), np.float32)
     for modeling, matters in (("jbim", True), ("lim", True), ("him", False)):
-        one = _embed("gallery", modeling, resolution=1.0)
-        two = _embed("gallery", modeling, resolution=1.0, copies=other)
+        one, two = (
+            _embed("gallery", modeling),
+            _embed("gallery", modeling, copies=other),
+        )
         assert (one != two).any() == matters
-    # Of a gallery image that is low-resolution itself no copy is needed.
-    one, two = _embed("gallery"), _embed("gallery", copies=other)
+    with pytest.raises(ValueError, match="images down-sampled by 2"):
+        _embed("gallery", with_copies=False)
+    with pytest.raises(ValueError, match="'query' or 'gallery', found 'probe'"):
+        _embed("probe")
+
+
+def test_only_probes_are_restored():
+    assert (_embed("query", "him") != _embed("gallery", "him")).any()
+    one, two = (_embed(role, "all_resolution") for role in ("query", "gallery"))
     np.testing.assert_array_equal(one, two)
 
 
-def test_only_low_resolution_images_are_restored():
-    for role in ("query", "gallery"):
-        low, high = (_embed(role, "him", resolution=r) for r in (0.5, 1.0))
-        assert (low != high).any()
-    np.testing.assert_array_equal(
-        _embed("query", "him", resolution=1.0), _embed("gallery", "him", resolution=1.0)
-    )
-    low, high = (_embed("query", "all_resolution", resolution=r) for r in (0.5, 1.0))
-    np.testing.assert_array_equal(low, high)
-
-
 def test_ensemble_weighs_the_distances_of_its_members():
-    ensemble = _build(rates=(2, 3))
+    ensemble = _build(rates=(2.0, 3), sigma=0.2)
     assert isinstance(ensemble, Ensemble)
-    assert ensemble.members == {"x2": {"rates": (2,)}, "x3": {"rates": (3,)}}
+    assert ensemble.members == {"x2": {"rates": [2]}, "x3": {"rates": [3]}}
     rng = np.random.default_rng(0)
     resolution = np.array([0.5, 1 / 3], np.float32)
 
@@ -323,7 +448,7 @@ def test_ensemble_weighs_the_distances_of_its_members():
     apart = [
         _build(rates=(r,)).distance(query[f"x{r}"], gallery[f"x{r}"]) for r in (2, 3)
     ]
-    expected = jbim.fused_distances(np.stack(apart), resolution, (2, 3))
+    expected = jbim.fused_distances(np.stack(apart), resolution, (2, 3), sigma=0.2)
     np.testing.assert_allclose(ensemble.distance(query, gallery), expected, rtol=1e-6)
 
 
@@ -340,6 +465,10 @@ def test_ensemble_weighs_the_distances_of_its_members():
         ({"rates": (2, 2)}, r"found \(2, 2\)"),
         ({"rates": (1, 2)}, r"found \(1, 2\)"),
         ({"rates": (2.5,)}, r"found \(2.5,\)"),
+        ({"sigma": 0.0}, "a positive sigma, found 0.0"),
+        ({"srcnn_channels": (4,)}, "three odd kernel sizes and two widths"),
+        ({"srcnn_kernel_sizes": (9, 1, 4)}, r"found \(9, 1, 4\) and \(64, 32\)"),
+        ({"rates": (2,), "modeling": "lim", "epochs": 0}, "nothing to train: lim"),
     ],
 )
 def test_unknown_choices_are_refused(options, message):

@@ -12,6 +12,7 @@ from crossres_jax.modules.hrnet import HRNet, HRNetC, upsample_nearest
 from crossres_jax.modules.osnet import OSNet
 from crossres_jax.modules.pooling import GeM, generalized_mean
 from crossres_jax.modules.resnet import ResNet
+from crossres_jax.modules.srcnn import SRCNN
 from crossres_jax.modules.vdsr import VDSR
 
 FULL_SIZE = jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32)
@@ -145,6 +146,41 @@ def test_vdsr_learns_the_same_when_layers_are_recomputed(squeeze):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         gradient(stored),
         gradient(recomputed),
+    )
+
+
+def test_srcnn_counts_and_widths():
+    assert _count(SRCNN()) == 20_099  # 9-1-5
+    assert _count(SRCNN((9, 5, 5))) == 69_251
+
+
+def test_srcnn_is_three_convolutions_with_relus_between():
+    images = np.random.default_rng(0).normal(size=(2, 9, 7, 3)).astype(np.float32)
+    module = SRCNN((3, 1, 5), (4, 6))
+    variables = module.init(jax.random.key(0), images)
+    x = images
+    for n in (1, 2, 3):
+        layer = variables["params"][f"conv{n}"]
+        x = jax.lax.conv_general_dilated(
+            x,
+            layer["kernel"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = x + layer["bias"]
+        x = jnp.maximum(x, 0) if n < 3 else x
+    np.testing.assert_allclose(module.apply(variables, images), x, rtol=1e-4, atol=1e-5)
+
+
+def test_residual_srcnn_starts_as_the_identity_and_adds_its_input():
+    images = np.random.default_rng(0).normal(size=(2, 9, 7, 3)).astype(np.float32)
+    plain, residual = (SRCNN((3, 1, 3), (4, 4), residual=r) for r in (False, True))
+    variables = residual.init(jax.random.key(0), images)
+    np.testing.assert_array_equal(residual.apply(variables, images), images)
+    variables = plain.init(jax.random.key(0), images)
+    np.testing.assert_allclose(
+        residual.apply(variables, images), images + plain.apply(variables, images)
     )
 
 
