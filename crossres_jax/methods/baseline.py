@@ -36,6 +36,7 @@ from crossres_jax.methods.contract import (
     Method,
     Optimizer,
     Phase,
+    check_choice,
 )
 from crossres_jax.modules.heads import BNNeck, HeadOutputs
 from crossres_jax.modules.hrnet import HRNet, HRNetC
@@ -151,19 +152,13 @@ def build(
         generalised mean, if a width does not suit its backbone, or if a backbone would
         be trained behind an untrained restorer.
     """
-    for option, value, known in (
-        ("recipe", recipe, ("softmax", "bot")),
-        ("trains_on", trains_on, ("lr", "hr")),
-        ("backbone", backbone, tuple(TABLES)),
-        ("pooling", pooling, ("average", "gem")),
-        ("restorer", restorer, ("none", "vdsr")),
-        ("dtype", dtype, ("float32", "bfloat16")),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"the baseline has no {option} {value!r}; expected one of "
-                f"{', '.join(known)}."
-            )
+    check = partial(check_choice, "the baseline")
+    check("recipe", recipe, ("softmax", "bot"))
+    check("trains_on", trains_on, ("lr", "hr"))
+    check("backbone", backbone, tuple(TABLES))
+    check("pooling", pooling, ("average", "gem"))
+    check("restorer", restorer, ("none", "vdsr"))
+    check("dtype", dtype, ("float32", "bfloat16"))
     if backbone == "osnet" and pooling == "gem":
         raise ValueError("OSNet pools by itself: expected pooling 'average'.")
     if backbone == "osnet" and not 0 < width <= 4:

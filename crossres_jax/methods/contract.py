@@ -15,6 +15,14 @@ from typing import Any, Literal, NamedTuple
 Variables = Mapping[str, Any]
 
 
+def check_choice(method: str, option: str, value: Any, known: Sequence) -> None:
+    """Raises ValueError if a method's option is none of the known values."""
+    if value not in known:
+        raise ValueError(
+            f"{method} has no {option} {value!r}; expected one of {', '.join(known)}."
+        )
+
+
 class LossOutput(NamedTuple):
     """What a phase's loss returns.
 

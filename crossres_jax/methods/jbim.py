@@ -37,6 +37,7 @@ from crossres_jax.methods.contract import (
     Method,
     Optimizer,
     Phase,
+    check_choice,
 )
 from crossres_jax.modules.heads import BNNeck, HeadOutputs
 from crossres_jax.modules.osnet import OSNet
@@ -274,16 +275,11 @@ def build(
         whole numbers from 2, each once, if σ is not positive, or if there is nothing to
         train.
     """
-    for option, value, known in (
-        ("modeling", modeling, tuple(COMPONENTS)),
-        ("restorer", restorer, ("srcnn", "vdsr")),
-        ("backbone", backbone, ("resnet", "osnet")),
-        ("dtype", dtype, ("float32", "bfloat16")),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"JBIM has no {option} {value!r}; expected one of {', '.join(known)}."
-            )
+    check = partial(check_choice, "JBIM")
+    check("modeling", modeling, tuple(COMPONENTS))
+    check("restorer", restorer, ("srcnn", "vdsr"))
+    check("backbone", backbone, ("resnet", "osnet"))
+    check("dtype", dtype, ("float32", "bfloat16"))
     if backbone == "osnet" and not 0 < width <= 4:
         raise ValueError(
             f"expected OSNet's width as a factor, 0.25 or 1, found {width}."

@@ -31,6 +31,7 @@ from crossres_jax.methods.contract import (
     Method,
     Optimizer,
     Phase,
+    check_choice,
 )
 from crossres_jax.modules.conv import he_fan_out
 from crossres_jax.modules.hrnet import HRNet, IncreModules
@@ -285,11 +286,12 @@ def build(
     Raises:
       ValueError: if one of the named choices, or a name in `ps_set`, is unknown.
     """
-    _check(supervision, ("hr", "id", "id_sr", "id_sr_ps"), "supervision")
-    _check(dtype, ("float32", "bfloat16"), "dtype")
-    _check(sr_pairs, ("all", "degraded"), "sr_pairs")
+    check = partial(check_choice, "PS-HRNet")
+    check("supervision", supervision, ("hr", "id", "id_sr", "id_sr_ps"))
+    check("dtype", dtype, ("float32", "bfloat16"))
+    check("sr_pairs", sr_pairs, ("all", "degraded"))
     for name in ps_set:
-        _check(name, FEATURES, "ps_set")
+        check("ps_set", name, FEATURES)
 
     dtype = jnp.dtype(dtype)
     body = HRNet(
@@ -459,13 +461,6 @@ def build(
             skip=r"\w+/(fc1|fc2|bn|downsample\d|final)/.*",
         ),
     )
-
-
-def _check(value, known, option):
-    if value not in known:
-        raise ValueError(
-            f"PS-HRNet has no {option} {value!r}; expected one of {', '.join(known)}."
-        )
 
 
 def _accuracy(logits, labels):
