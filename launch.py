@@ -77,6 +77,14 @@ AT_LEAST = {
 }
 
 
+class Start(NamedTuple):
+    """What a model's run begins with."""
+
+    example: dict  # any batch
+    variables: Callable  # initial variables → those to start from
+    weights: str | None  # SHA-256 of the file that they are from
+
+
 class Tested(NamedTuple):
     """A model's results, and the features that an ensemble compares."""
 
@@ -100,7 +108,8 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
     method = build_method(config, data)
     if isinstance(method, Ensemble):
         return run_members(config, data, method, workdir, mode, stop)
-    return run_method(config, data, method, workdir, mode, stop).results
+    start = prepare(config, data, method, workdir)
+    return run_method(config, data, method, start, workdir, mode, stop).results
 
 
 def build_method(config: ConfigDict, data: pipeline.Data) -> Method | Ensemble:
@@ -128,8 +137,7 @@ def run_members(
         of_member = {**stored, "method": {**stored["method"], **options}}
         member = ConfigDict(resolve(of_member, workdir / name, mode))
         method = build_method(member, data)
-        _, _, weights = prepare(member, data, method, workdir / name)
-        members[name] = member, method
+        members[name] = member, method, prepare(member, data, method, workdir / name)
     missing = [name for name in members if not has_trained(workdir / name)]
     if mode == "evaluate" and 0 < len(missing) < len(members):
         raise ValueError(
@@ -137,10 +145,12 @@ def run_members(
             f"{', '.join(missing)} not trained. Train them first, without --mode."
         )
     with locked(workdir):
-        begin(workdir, stored, data.manifest, SOURCE, weights)
+        begin(workdir, stored, data.manifest, SOURCE, members[name][-1].weights)
         tested = {}
-        for name, (member, method) in members.items():
-            tested[name] = run_method(member, data, method, workdir / name, mode, stop)
+        for name, (member, method, start) in members.items():
+            tested[name] = run_method(
+                member, data, method, start, workdir / name, mode, stop
+            )
             jax.clear_caches()  # the next member compiles programs of its own
         query, gallery = (
             joined({name: getattr(each, side) for name, each in tested.items()})
@@ -207,13 +217,13 @@ def run_method(
     config: ConfigDict,
     data: pipeline.Data,
     method: Method,
+    start: Start,
     workdir: Path,
     mode: str,
     stop: Callable[[], bool],
 ) -> Tested:
     """Trains what is left to train of one model, and tests it."""
     mesh = make_mesh()
-    example, start, weights = prepare(config, data, method, workdir)
     batches = functools.partial(phase_batches, config, data, method)
 
     def embed(method, variables, sides, watch):
@@ -239,7 +249,7 @@ def run_method(
         Checkpoints(workdir / "checkpoints", keep=keep) as checkpoints,
     ):
         stored = json.loads(config.to_json())
-        weights = begin(workdir, stored, data.manifest, SOURCE, weights)
+        weights = begin(workdir, stored, data.manifest, SOURCE, start.weights)
         announce(config, data, mesh, workdir)
         phases = method.phases
         total = sum(phase.epochs for phase in phases) * data.steps_per_epoch
@@ -254,14 +264,14 @@ def run_method(
             dataclasses.replace(method, phases=phases),
             batches=batches,
             steps_per_epoch=data.steps_per_epoch,
-            example=example,
+            example=start.example,
             names=lambda index: data.plan.train.name[index],
             seed=config.seed,
             mesh=mesh,
             checkpoints=checkpoints,
             writer=MetricsWriter(workdir / "metrics.jsonl"),
             settings=Settings(**settings),
-            start=start,
+            start=start.variables,
             stop=stop,
             validate=validate if config.data.val_ids else None,
         )
@@ -288,7 +298,7 @@ def run_method(
             results,
             evaluation,
             restore=method.restore
-            and jax.jit(functools.partial(method.restore, variables)),
+            and functools.partial(jax.jit(method.restore), variables),
             load=functools.partial(pipeline.load_images, data),
         )
     summarize(results, data.quarantined, workdir)
@@ -316,11 +326,10 @@ def phase_batches(
     )
 
 
-def prepare(config: ConfigDict, data: pipeline.Data, method: Method, workdir: Path):
-    """(a batch, what turns initial variables into those to start from, a SHA-256).
-
-    What does not fit is told here, before anything is kept.
-    """
+def prepare(
+    config: ConfigDict, data: pipeline.Data, method: Method, workdir: Path
+) -> Start:
+    """Says what does not fit before anything is kept."""
     if (config.data.tuples == "cross") != (method.tuples == "cross"):
         raise ValueError(
             f"{config.method.name} learns from {method.tuples} tuples, found "
@@ -329,7 +338,7 @@ def prepare(config: ConfigDict, data: pipeline.Data, method: Method, workdir: Pa
     example = next(phase_batches(config, data, method, 0, 0, 1, 0))
     shapes = jax.eval_shape(method.init, jax.random.key(0), example)
     begun = (workdir / "config.json").exists()
-    return example, *read_start(config.init.backbone, method, shapes, begun)
+    return Start(example, *read_start(config.init.backbone, method, shapes, begun))
 
 
 def has_trained(workdir: Path) -> bool:
