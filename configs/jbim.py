@@ -153,10 +153,10 @@ def _narrow(config: ConfigDict) -> None:
     # Most of the steps together: HIM and LIM alone begin from nothing here.
     method.epochs = 8
     method.epochs_joint = 40
-    method.learning_rate = 2e-3
-    method.learning_rate_joint = 2e-3
+    method.learning_rate = 3e-3
+    method.learning_rate_joint = 3e-3
     method.milestones = ()
-    method.milestones_joint = (26,)
+    method.milestones_joint = (33,)
     method.warmup_epochs = 1
     method.warmup_learning_rate = 2e-4
     method.alpha = 100.0  # at 1 the re-ID losses leave restored images worse than LR
