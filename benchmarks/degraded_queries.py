@@ -12,6 +12,7 @@ those of camera 3, the easiest. About four minutes on two cores.
 """
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -27,21 +28,6 @@ from crossres_jax.training.start import import_backbone, read_weights
 from input_pipeline import pipeline
 
 SCALES = (1, 2, 3, 4)
-
-
-def degraded(data, scale, sides):
-    """The data with every picture of these sides of the plan down-sampled."""
-    images = {side: getattr(data.plan, side) for side in sides}
-    images = {
-        side: x._replace(
-            low=np.full_like(x.low, scale > 1),
-            scale=np.full_like(x.scale, scale),
-            height=x.height // scale,
-            width=x.width // scale,
-        )
-        for side, x in images.items()
-    }
-    return data._replace(plan=data.plan._replace(**images))
 
 
 def of_camera(side, camid):
@@ -63,7 +49,8 @@ def measure(data, method, variables):
 
     gallery, results = embed(data, "gallery"), {}
     for scale in SCALES:
-        query = embed(degraded(data, scale, ["query"]), "query")
+        smaller = pipeline.at_resolution(data, query=Fraction(1, scale))
+        query = embed(smaller, "query")
         sides = {f"camera {c}": of_camera(query, c) for c in np.unique(query.camid)}
         results[scale] = {
             name: compare(method, side, gallery, evaluation="multi_shot").results

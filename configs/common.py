@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.data.pad = 3  # pixels on each side, before the random crop
     config.data.erase = 0.0  # probability of a rectangle in ImageNet's mean colour
     config.data.tuples = "image"  # what a batch holds: image, synthetic or cross
+    config.data.copy_scales = ()  # rates of synthetic copies; () is the protocol's
     config.data.max_quarantined = 10  # unreadable training images that are left out
     config.data.eval_batch_size = 64
 

@@ -68,6 +68,7 @@ def show(arguments: argparse.Namespace) -> None:
         resize="bicubic",
         # Of batches, which are not made here.
         tuples="image",
+        copy_scales=(),
         num_ids=1,
         num_instances=1,
     )

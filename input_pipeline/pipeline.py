@@ -11,6 +11,7 @@ import importlib
 import math
 import weakref
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,8 @@ def open_data(config: Any) -> Data:
         num_ids, num_instances: P and K of the training batches;
         flip, pad, erase: see `transforms.augment`;
         tuples: what a training batch holds, see `train_batches`;
+        copy_scales: rates of the synthetic copies in it, 1 for no copy; () for the
+          protocol's scales;
         eval_batch_size: images per evaluation batch.
 
     Returns:
@@ -89,7 +92,7 @@ def open_data(config: Any) -> Data:
     plan, quarantined = _quarantine(plan, dataset.index, config, builder.data_dir)
     protocols.check_disjoint(plan, dataset.index.sha256)
     protocols.check_matches(plan)
-    _check_tuples(plan, config.tuples)
+    _check_tuples(plan, config)
     planned = plan.train.label[_planned(plan, config.tuples)]
     return Data(
         plan=plan,
@@ -116,21 +119,23 @@ def train_batches(
       seed: int, at least 0; with the step it decides everything about a batch.
       start_step: the first step, counted from the start of training.
       num_steps: how many batches.
-      copy_rate: the one rate of all synthetic copies; 0 for a rate of the protocol's
-        scales, drawn anew for each.
+      copy_rate: the one rate of all synthetic copies; 0 for one of `copy_scales` or of
+        the protocol's scales, drawn anew for each.
 
     Yields:
       Dicts of arrays, B = P·K rows, K consecutive ones of the same identity. Pixels are
       in [0, 1], at the input size. Image tuples (`tuples` "image" or "synthetic"):
         lr: (B, H, W, 3) float32, the image as the MLR set stores it, or with
-          "synthetic", where it has an HR original, a copy of that at a rate of the
-          protocol's scales, drawn anew in every step;
+          "synthetic", where it has an HR original, a copy of that at a rate that is
+          drawn anew in every step;
         hr: (B, H, W, 3) float32, its HR original with the same flip and crop;
         has_hr: (B,) bool, False where no original exists and `hr` repeats `lr`;
         label: (B,) int32 in [0, num_classes);
         camid: (B,) int32;
         scale: (B,) float32, how much smaller `lr` is, at least 1;
         resolution: (B,) float32, 1 / scale;
+        relative_width: (B,) float32, the width of `lr` as it is stored, or as the copy
+          would be, by that of the widest stored training image;
         index: (B,) int32 rows of `data.plan.train`.
       Cross tuples (`tuples` "cross"), from HR and from LR images of the same identity:
         hr: (B, H, W, 3) float32, an image that is not low-resolution;
@@ -154,7 +159,8 @@ def train_batches(
         make, keys, describe = _cross_tuples, _CROSS_KEYS, _describe_cross
     steps = range(start_step, start_step + num_steps)
     for batch in _ahead(lambda step: make(data, seed, step, copy_rate), keys, steps):
-        yield describe(batch, images) | {"label": images.label[batch["index"]]}
+        batch = describe(batch, images, images.width.max())
+        yield batch | {"label": images.label[batch["index"]]}
 
 
 def eval_batches(data: Data, side: str, copy_rate: int = 0) -> Iterator[Batch]:
@@ -200,6 +206,35 @@ def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
     return next(_plain_batches(data, side, np.asarray(rows)[None]))
 
 
+def at_resolution(data: Data, **resolutions: Fraction) -> Data:
+    """The data with the images of some sides at another resolution.
+
+    Args:
+      data: from `open_data`.
+      **resolutions: side, "query" or "gallery" → fraction of its originals' width and
+        height at which every image is stored then, at most 1.
+
+    Returns:
+      `Data`; sizes are rounded, and the images degraded, as the protocol says.
+
+    Raises:
+      ValueError: if an image has no original, or a fraction is not from 0 to 1.
+    """
+    sides = {}
+    for side, resolution in resolutions.items():
+        images = getattr(data.plan, side)
+        if not images.has_hr.all():
+            raise ValueError(
+                f"expected a HR original of every {side} image, found "
+                f"{(~images.has_hr).sum()} images without one under "
+                f"{data.plan.protocol.name}."
+            )
+        sides[side] = protocols.at_resolution(
+            images, resolution, data.plan.protocol.rounding
+        )
+    return data._replace(plan=data.plan._replace(**sides))
+
+
 def _plain_batches(data, side, rows, copy_rate=0):
     """Batches of the given (batches, B) rows of a side, without augmentation."""
     images = getattr(data.plan, side)
@@ -215,13 +250,13 @@ def _plain_batches(data, side, rows, copy_rate=0):
             same = low is pixels[row]
             lr[row] = hr[row] if same else transforms.fit(low, size)
             for copy in copies:
-                low = _copy(data, pixels[row], copy_rate)
-                copy[row] = transforms.fit(low, size)
+                copy[row] = transforms.fit(_copy(data, low, copy_rate), size)
         return lr, hr, images.scale[index], index, *copies
 
     keys = (*_IMAGE_KEYS, "synthetic_lr") if copy_rate else _IMAGE_KEYS
     for batch in _ahead(load, keys, range(len(rows))):
-        yield _describe(batch, images) | {"pid": images.pid[batch["index"]]}
+        batch = _describe(batch, images, data.plan.train.width.max())
+        yield batch | {"pid": images.pid[batch["index"]]}
 
 
 def _image_tuples(data, seed, step, copy_rate):
@@ -284,7 +319,9 @@ def _plan(data, seed, step, copy_rate):
         num_ids=config.num_ids,
         num_instances=config.num_instances,
     )
-    scales = (copy_rate,) if copy_rate else data.plan.protocol.scales
+    scales = config.copy_scales or data.plan.protocol.scales
+    if copy_rate:
+        scales = (copy_rate,)
     return rows[index], sampling.plan_scales(seed, step, len(index), scales)
 
 
@@ -349,17 +386,21 @@ def _empty(data, num_arrays, batch_size):
     return arrays
 
 
-def _describe(batch, images):
+def _describe(batch, images, max_width):
     """Adds what the plan knows about the rows of a batch of image tuples."""
+    index, scale = batch["index"], batch["scale"]
+    width = images.width[index] * images.scale[index] / scale  # pixels
     return batch | {
-        "has_hr": images.has_hr[batch["index"]],
-        "camid": images.camid[batch["index"]],
-        "resolution": 1 / batch["scale"],
+        "has_hr": images.has_hr[index],
+        "camid": images.camid[index],
+        "resolution": 1 / scale,
+        "relative_width": np.minimum(width / max_width, 1).astype(np.float32),
     }
 
 
-def _describe_cross(batch, images):
+def _describe_cross(batch, images, max_width):
     """Adds what the plan knows about the rows of a batch of cross tuples."""
+    del max_width
     index, lr_index = batch["index"], batch["lr_index"]
     has_lr = lr_index >= 0
     scale = np.where(has_lr, images.scale[lr_index], batch["synthetic_scale"])
@@ -475,9 +516,18 @@ def _quarantine(plan, index, config, folder):
     return plan._replace(train=train, num_classes=len(labels)), names
 
 
-def _check_tuples(plan, tuples):
+def _check_tuples(plan, config):
     """Raises ValueError where the protocol has nothing to make such tuples of."""
-    protocol = plan.protocol
+    protocol, tuples, scales = plan.protocol, config.tuples, config.copy_scales
+    if any(scale < 1 or scale % 1 for scale in scales):
+        raise ValueError(
+            f"copy_scales must be whole numbers from 1 on, found {tuple(scales)}."
+        )
+    if scales and tuples == "image":
+        raise ValueError(
+            "tuples='image' has no synthetic copies, found "
+            f"copy_scales={tuple(scales)}."
+        )
     if tuples != "image" and set(protocol.scales) == {1}:
         raise ValueError(
             f"tuples={tuples!r} needs a protocol that down-samples, found "

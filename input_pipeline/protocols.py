@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -428,6 +429,43 @@ def down_sample(size: np.ndarray, scale: np.ndarray | int, rounding: str) -> np.
       (...) int, at least 1.
     """
     return _multiplied(size, 1, scale, rounding)
+
+
+def at_resolution(images: Images, resolution: Fraction, rounding: str) -> Images:
+    """Images that are all stored at a fraction of their originals' sides.
+
+    The originals of low-resolution images are as large as size and rate tell, which is
+    a pixel or two less than they are where the rate does not divide them.
+
+    Args:
+      images: with an original each.
+      resolution: above 0, at most 1.
+      rounding: of the sizes, see `down_sample`.
+
+    Returns:
+      Images; at 1 none is low-resolution.
+
+    Raises:
+      ValueError: if the resolution is out of range.
+    """
+    if not 0 < resolution <= 1:
+        raise ValueError(
+            f"expected a resolution above 0 and up to 1, found {resolution}."
+        )
+    numerator, denominator = resolution.as_integer_ratio()
+    original = (
+        np.rint(side * images.scale).astype(np.int32)
+        for side in (images.height, images.width)
+    )
+    height, width = (
+        _multiplied(side, numerator, denominator, rounding) for side in original
+    )
+    return images._replace(
+        low=np.full_like(images.low, resolution < 1),
+        scale=np.full_like(images.scale, 1 / resolution),
+        height=height,
+        width=width,
+    )
 
 
 def _multiplied(size, numerator, denominator, rounding):

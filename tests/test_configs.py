@@ -18,6 +18,10 @@ ARGUMENTS = {
         *("", "hr", "bot,vdsr", "mlr_viper,gem,bot,vdsr_ca", "mlr_viper,hrnet_w32"),
         *("market1501,osnet_x0_25", "mlr_viper,osnet_x1_0,bot,narrow"),
     ),
+    "ffsr_rife": (
+        *("", "srcnn", "vdsr,no_joint_learning", "no_ffsr,two_resnets", "no_mask"),
+        *("vr_market1501", "mlr_viper,two_weighted_resnets", "caviar,narrow,resnet"),
+    ),
     "jbim": (
         *("", "vdsr", "lim", "all_resolution", "no_synthetic", "him_lim"),
         *("mlr_viper,osnet_x1_0", "mlr_market1501,sing", "caviar,narrow,osnet_x0_25"),
@@ -52,6 +56,7 @@ def _batch_shapes(config):
         "label": labels,
         "scale": labels,
         "resolution": jax.ShapeDtypeStruct((batch,), jnp.float32),
+        "relative_width": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
 
 
@@ -111,6 +116,38 @@ def test_the_released_code_as_an_option():
     assert config.method.margin == 0.3
     assert len(config.method.ps_set) == 6
     assert (config.data.num_ids, config.data.num_instances) == (6, 4)
+
+
+def test_the_papers_numbers_of_section_5_2():
+    config = _config("ffsr_rife", "vr_market1501")
+    assert config.data.image_size == (256, 128)
+    for protocol in ("mlr_viper", "mlr_cuhk03", "caviar", "vr_msmt17"):
+        config = _config("ffsr_rife", protocol)
+        assert config.data.image_size == (384, 128)
+        assert config.data.num_ids * config.data.num_instances == 32
+    m = config.method
+    assert (m.alpha, m.beta, m.feature_size) == (1.0, 0.1, 256)
+    steps = _build(config).phases
+    assert [(step.name, step.epochs) for step in steps] == [
+        *(("ffsr", 60), ("rife", 60), ("joint", 60))
+    ]
+    rates = [set(step.optimizer.learning_rates.values()) for step in steps]
+    assert rates == [{0.01}, {0.01}, {0.001}]
+    for step in steps:
+        assert (step.optimizer.algorithm, step.optimizer.milestones) == ("sgd", (30,))
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("resnet,two_resnets", "choose one of the options resnet, two_resnets"),
+        ("srcnn,no_ffsr", "choose one of the options no_ffsr, srcnn"),
+        ("no_ffsr,no_mask", "no_ffsr has no part that no_mask would change"),
+    ],
+)
+def test_options_of_ffsr_rife_that_contradict_each_other_are_refused(arg, message):
+    with pytest.raises(ValueError, match=message):
+        _config("ffsr_rife", arg)
 
 
 def test_the_recipes_of_the_baseline():

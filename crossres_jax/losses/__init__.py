@@ -8,15 +8,22 @@ from crossres_jax.losses.metric_learning import (
     center_loss,
     update_centers,
 )
-from crossres_jax.losses.restoration import mean_absolute_error, mean_squared_error
+from crossres_jax.losses.resolution import resolution_weighting
+from crossres_jax.losses.restoration import (
+    foreground_mse,
+    mean_absolute_error,
+    mean_squared_error,
+)
 
 __all__ = [
     "batch_hard_triplet",
     "center_loss",
     "feature_alignment",
+    "foreground_mse",
     "label_smoothed_cross_entropy",
     "masked_mean",
     "mean_absolute_error",
     "mean_squared_error",
+    "resolution_weighting",
     "update_centers",
 ]

@@ -48,6 +48,37 @@ def mean_squared_error(
     return squares.mean(axis=tuple(range(1, squares.ndim)))
 
 
+def foreground_mse(
+    restored: jax.Array | np.ndarray,
+    originals: jax.Array | np.ndarray,
+    mask: jax.Array | np.ndarray,
+) -> jax.Array:
+    """Mean squared difference of every sample, weighted by a mask before the square.
+
+    ‖M ⊙ (I^r′ − I^h)‖², Eq. (5) of FFSR + RIFE, divided by the number of values. A mask
+    of ones makes it `mean_squared_error`.
+
+    Args:
+      restored: (B, H, W, C) float.
+      originals: (B, H, W, C) float.
+      mask: (H, W) float, M of all images, as `ops.masks.gaussian_mask` gives it, or
+        (B, H, W), one for each.
+
+    Returns:
+      (B,) float32.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    if mask.shape not in (restored.shape[1:-1], restored.shape[:-1]):
+        raise ValueError(
+            "expected a mask (H, W) or (B, H, W) for images (B, H, W, C), found "
+            f"{mask.shape} for {restored.shape}"
+        )
+    squares = (mask[..., None] * _difference(restored, originals)) ** 2
+    return squares.mean(axis=(1, 2, 3))
+
+
 def _difference(restored, originals):
     if restored.shape != originals.shape:
         raise ValueError(

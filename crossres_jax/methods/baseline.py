@@ -326,6 +326,7 @@ def build(
         phases=tuple(p for p in phases if p.epochs or p.name == "identity"),
         embed=embed,
         distance=cosine_distances if bot else euclidean_distances,
+        squared=bot,
         restore=restore if restores else None,
         backbone=Backbone(["backbone"], TABLES[backbone]),
     )

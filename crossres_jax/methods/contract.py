@@ -134,6 +134,8 @@ class Method:
         (0, 1], 1 for an image that was not down-sampled. With a `copy_rate` the
         gallery's come with `copies`: the images down-sampled by it and brought back.
       distance: `(query, gallery) → (Q, G)` from two such pytrees.
+      squared: whether that is a squared Euclidean distance, up to a factor, as the
+        cosine distance is.
       restore: `(variables, images) → images`, both (B, H, W, 3) in [0, 1]; None where
         the method restores nothing.
       backbone: what imported weights fill; None where there is nothing to fill.
@@ -146,6 +148,7 @@ class Method:
     phases: tuple[Phase, ...]
     embed: Callable[..., Any]
     distance: Callable[[Any, Any], Any]
+    squared: bool = False
     restore: Callable[..., Any] | None = None
     backbone: Backbone | None = None
     tuples: Literal["image", "cross"] = "image"

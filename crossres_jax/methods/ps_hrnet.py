@@ -453,6 +453,7 @@ def build(
         phases=tuple(p for p in (phase_h, phase_l) if p.name in components),
         embed=embed,
         distance=cosine_distances,
+        squared=True,
         restore=restore if restores else None,
         backbone=Backbone(
             components=[name for name in components if name != "restorer"],

@@ -1,6 +1,7 @@
 """How good a ranking or a restored picture is; NumPy in, plain numbers out."""
 
 from crossres_jax.metrics.image_quality import psnr, ssim
+from crossres_jax.metrics.objective import reid_objective
 from crossres_jax.metrics.retrieval import (
     MAX_RANK,
     QueryScores,
@@ -26,6 +27,7 @@ __all__ = [
     "psnr",
     "rank_multi_shot",
     "rank_single_shot",
+    "reid_objective",
     "ssim",
     "summarize",
     "summarize_draws",

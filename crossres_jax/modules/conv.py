@@ -1,4 +1,4 @@
-"""The one convolution of the project: PyTorch's geometry, quick on every back end.
+"""The convolutions of the project: PyTorch's geometry, quick on every back end.
 
 XLA compiles two kinds of convolution badly for the CPU (measured on 2 cores, the
 figures are in docs/results.md): a 1×1 convolution runs at half the speed of the same
@@ -66,6 +66,35 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype)
         return y
+
+
+class TransposedConv(nn.Module):
+    """Transposed convolution with a 2×2 kernel, stride 2 and a bias: doubles a map.
+
+    Its windows do not overlap, so that it is a dot product for each input pixel.
+
+    Attributes:
+      features: number of output channels.
+      dtype: type of the computation; parameters are float32.
+      kernel_init: initialiser of the kernel (2, 2, C_in, features).
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Callable = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C_in) → (B, 2H, 2W, features)."""
+        batch, height, width, channels = x.shape
+        shape = (2, 2, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = jnp.einsum(
+            "bhwc,ijcd->bhiwjd", x.astype(self.dtype), kernel.astype(self.dtype)
+        )
+        y = y.reshape(batch, 2 * height, 2 * width, self.features)
+        return y + bias.astype(self.dtype)
 
 
 def _as_convolution(x, kernel, strides, groups):

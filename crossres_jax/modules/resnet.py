@@ -40,21 +40,73 @@ class ResNet(nn.Module):
         With `last_stride` 1 the last map has the sides of the one before. Sides that do
         not divide are rounded up.
         """
-        x = Conv(self.width, kernel_size=7, strides=2, dtype=self.dtype, name="conv1")(
-            images
-        )
-        x = nn.relu(batch_norm(train=train, dtype=self.dtype)(name="bn1")(x))
-        x = max_pool(x)  # (B, H/4, W/4, width)
-
+        x = _stem(images, self.width, self.dtype, train=train)
         strides = (1, 2, 2, self.last_stride)
         stages = []
-        for i, blocks in enumerate(self.num_blocks):
-            for b in range(blocks):
-                x = Bottleneck(
-                    self.width * 2**i,
-                    strides=strides[i] if b == 0 else 1,
-                    dtype=self.dtype,
-                    name=f"layer{i + 1}_{b}",
-                )(x, train=train)
+        for i, num_blocks in enumerate(self.num_blocks):
+            planes = self.width * 2**i
+            name = f"layer{i + 1}_"
+            x = _stage(x, planes, num_blocks, strides[i], self.dtype, name, train=train)
             stages.append(x)
         return tuple(stages)
+
+
+class ResNetStem(nn.Module):
+    """What stands before the stages, for networks that put them together otherwise.
+
+    Attributes:
+      width: number of output channels.
+      dtype: type of the computation.
+    """
+
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """(B, H, W, 3) → (B, H/4, W/4, width)."""
+        return _stem(images, self.width, self.dtype, train=train)
+
+
+class ResNetStage(nn.Module):
+    """One stage.
+
+    Attributes:
+      planes: of its bottlenecks.
+      num_blocks: how many there are.
+      strides: of the first of them.
+      dtype: type of the computation.
+    """
+
+    planes: int
+    num_blocks: int
+    strides: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """(B, H, W, C) → (B, H / strides, W / strides, 4 · planes)."""
+        return _stage(
+            x,
+            self.planes,
+            self.num_blocks,
+            self.strides,
+            self.dtype,
+            "block",
+            train=train,
+        )
+
+
+def _stem(images, width, dtype, *, train):
+    """The layers of a stem, in the module that calls it."""
+    x = Conv(width, kernel_size=7, strides=2, dtype=dtype, name="conv1")(images)
+    x = nn.relu(batch_norm(train=train, dtype=dtype)(name="bn1")(x))
+    return max_pool(x)
+
+
+def _stage(x, planes, num_blocks, strides, dtype, name, *, train):
+    """The bottlenecks of a stage, in the module that calls it."""
+    for b in range(num_blocks):
+        block = Bottleneck(planes, strides if b == 0 else 1, dtype, name=f"{name}{b}")
+        x = block(x, train=train)
+    return x

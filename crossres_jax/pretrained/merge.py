@@ -28,8 +28,8 @@ def merge(
       variables: of a Flax module; their arrays, or the shapes that `jax.eval_shape`
         gives, are not changed.
       weights: {name: array}, of `load_torch` for example.
-      table: rows (pattern, path). The first row whose regular expression matches all of
-        a name says which variable it fills, as "params/stem/conv/kernel"; `\\1` stands
+      table: rows (pattern, path). Every row whose regular expression matches all of a
+        name says which variable it fills, as "params/stem/conv/kernel"; `\\1` stands
         for the pattern's first group. The path "" drops the weight.
       skip: regular expression of paths that are left alone: these variables keep their
         values, and weights for them are dropped.
@@ -44,23 +44,25 @@ def merge(
     flat = traverse_util.flatten_dict(variables, sep="/")
     merged, sources, problems = dict(flat), {}, []
     for name, weight in weights.items():
-        path = find_path(name, table)
-        if path is None:
+        paths = find_paths(name, table)
+        if not paths:
             problems.append(f"{name} {weight.shape}: not in the table")
-        elif path == "" or re.fullmatch(skip, path):
-            continue
-        elif path not in flat:
-            problems.append(f"{name} {weight.shape}: the network has no {path}")
-        elif path in sources:
-            problems.append(f"{name}: fills {path}, which {sources[path]} fills")
-        else:
-            sources[path] = name
-            weight = to_flax_layout(path, weight)
-            if weight.shape != flat[path].shape:
-                problems.append(
-                    f"{name}: {path} has shape {flat[path].shape}, found {weight.shape}"
-                )
-            merged[path] = jnp.array(weight, flat[path].dtype)
+        for path in paths:
+            if path == "" or re.fullmatch(skip, path):
+                continue
+            if path not in flat:
+                problems.append(f"{name} {weight.shape}: the network has no {path}")
+            elif path in sources:
+                problems.append(f"{name}: fills {path}, which {sources[path]} fills")
+            else:
+                sources[path] = name
+                value = to_flax_layout(path, weight)
+                if value.shape != flat[path].shape:
+                    problems.append(
+                        f"{name}: {path} has shape {flat[path].shape}, found "
+                        f"{value.shape}"
+                    )
+                merged[path] = jnp.array(value, flat[path].dtype)
     problems += [
         f"{path} {x.shape}: not in the weights"
         for path, x in flat.items()
@@ -74,12 +76,10 @@ def merge(
     return traverse_util.unflatten_dict(merged, sep="/")
 
 
-def find_path(name: str, table: Table) -> str | None:
-    """The path that a weight fills; "" if it is dropped, None if no row matches."""
-    for pattern, path in table:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(path)
-    return None
+def find_paths(name: str, table: Table) -> list[str]:
+    """The paths that a weight fills, "" where it is dropped; none if no row matches."""
+    matches = ((re.fullmatch(pattern, name), path) for pattern, path in table)
+    return [match.expand(path) for match, path in matches if match]
 
 
 def to_flax_layout(path: str, weight: np.ndarray) -> np.ndarray:

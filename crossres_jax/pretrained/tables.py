@@ -90,11 +90,28 @@ HRNET = (
     (r"classifier\.(weight|bias)", ""),
 )
 
-# modules.resnet.ResNet ← torchvision's and timm's resnet50.
-RESNET = (
-    *_linear("conv1", "conv1"),
-    *_norm("bn1", "bn1"),
-    *_residual(r"layer(\d)\.(\d+)", r"layer\1_\2"),
+
+def _resnet(prefix: str) -> Table:
+    """torchvision's and timm's resnet50, under a path."""
+    return (
+        *_linear("conv1", f"{prefix}conv1"),
+        *_norm("bn1", f"{prefix}bn1"),
+        *_residual(r"layer(\d)\.(\d+)", rf"{prefix}layer\1_\2"),
+        (r"fc\.(weight|bias)", ""),
+    )
+
+
+# modules.resnet.ResNet, and FFSR + RIFE's extractors that have one or two of it.
+RESNET = _resnet("")
+ONE_RESNET = _resnet("resnet/net/")
+TWO_RESNETS = (*_resnet("dsb/low/net/"), *_resnet("dsb/high/net/"))
+
+# methods.ffsr_rife.RIFE: both streams of a block start from the same stage.
+RIFE = (
+    *_linear("conv1", "stem/conv1"),
+    *_norm("bn1", "stem/bn1"),
+    *_residual(r"layer(\d)\.(\d+)", r"dsb\1/low/block\2"),
+    *_residual(r"layer(\d)\.(\d+)", r"dsb\1/high/block\2"),
     (r"fc\.(weight|bias)", ""),
 )
 

@@ -300,6 +300,7 @@ def make_config(cache_dir):
             "pad": 4,
             "erase": 0.0,
             "tuples": "image",
+            "copy_scales": (),
             "max_quarantined": 10,
             "eval_batch_size": 5,
         }

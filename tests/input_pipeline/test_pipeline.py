@@ -3,6 +3,7 @@ import importlib
 import io
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -54,6 +55,7 @@ def test_training_batch_has_the_promised_arrays(data):
         "camid": ((12,), "int32"),
         "scale": ((12,), "float32"),
         "resolution": ((12,), "float32"),
+        "relative_width": ((12,), "float32"),
         "index": ((12,), "int32"),
     }
     for key in ("lr", "hr"):
@@ -698,8 +700,32 @@ def test_synthetic_copies_are_made_of_what_has_an_original(caviar_config):
         same = (batch["lr"] == batch["hr"]).all((1, 2, 3))
         np.testing.assert_array_equal(same, ~batch["has_hr"])
         assert set(batch["scale"][batch["has_hr"]]) <= {2, 3, 4}
+    # At rate 1 a copy is its original; a real low-resolution image is as wide as it is.
+    data = open_data(caviar_config(tuples="synthetic", copy_scales=(1, 2)))
+    train = data.plan.train
+    drawn = batches(data, num_steps=8)
+    for batch in drawn:
+        same = (batch["lr"] == batch["hr"]).all((1, 2, 3))
+        np.testing.assert_array_equal(same, batch["scale"] * batch["has_hr"] != 2)
+        width = train.width[batch["index"]] / np.where(same, 1, 2)
+        np.testing.assert_allclose(
+            batch["relative_width"], width / train.width.max(), rtol=1e-6
+        )
+    assert {*np.concatenate([b["scale"][b["has_hr"]] for b in drawn])} == {1, 2}
     (batch,) = batches(open_data(caviar_config(tuples="cross")), num_steps=1)
     assert batch["has_lr"].all() and set(batch["lr_camid"]) == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"copy_scales": (2,)}, r"'image' has no synthetic copies, found .*\(2,\)"),
+        ({"copy_scales": (0.5,), "tuples": "cross"}, "whole numbers from 1 on"),
+    ],
+)
+def test_rates_of_copies_that_cannot_be_are_refused(make_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        open_data(make_config(**changes))
 
 
 def test_cross_tuples_need_both_resolutions(market_config):
@@ -716,6 +742,12 @@ def test_varying_widths_are_what_the_batch_shows(market_config):
     query = data.plan.query
     batch = next(eval_batches(data, "query"))
     assert batch["has_hr"].all() and (batch["scale"] >= 2).all()
+    widest = data.plan.train.width.max()
+    np.testing.assert_allclose(
+        batch["relative_width"],
+        np.minimum(query.width[batch["index"]] / widest, 1),
+        rtol=1e-6,
+    )
     for row, i in enumerate(batch["index"]):
         assert query.height[i] == 2 * query.width[i]
         pixels = original(data, query, i)
@@ -724,6 +756,43 @@ def test_varying_widths_are_what_the_batch_shows(market_config):
         np.testing.assert_array_equal(
             batch["lr"][row], transforms.fit(stored, (32, 16))
         )
+
+
+def test_a_side_at_another_resolution(make_config):
+    data = open_data(make_config())
+    query = pipeline.at_resolution(data, query=Fraction(3, 8)).plan.query
+    assert query.low.all()
+    np.testing.assert_allclose(query.scale, 8 / 3)
+    gallery = data.plan.gallery
+    smaller = pipeline.at_resolution(data, gallery=Fraction(3, 8), query=Fraction(1))
+    np.testing.assert_array_equal(smaller.plan.gallery.height, gallery.height * 3 // 8)
+    batch = next(eval_batches(smaller, "gallery", copy_rate=2))
+    for row, i in enumerate(batch["index"]):
+        pixels = original(data, gallery, i)
+        stored = transforms.degrade(
+            pixels, tuple(np.array(pixels.shape[:2]) * 3 // 8), "bicubic"
+        )
+        np.testing.assert_array_equal(
+            batch["lr"][row], transforms.fit(stored, (32, 16))
+        )
+        copy = transforms.degrade(
+            stored, tuple(np.array(stored.shape[:2]) // 2), "bicubic"
+        )
+        np.testing.assert_array_equal(
+            batch["synthetic_lr"][row], transforms.fit(copy, (32, 16))
+        )
+    for batch in eval_batches(smaller, "query"):  # at 1 the originals themselves
+        np.testing.assert_array_equal(batch["lr"], batch["hr"])
+    np.testing.assert_array_equal(
+        data.plan.query.scale, open_data(make_config()).plan.query.scale
+    )
+
+
+def test_a_resolution_needs_originals_and_a_fraction(caviar_config, make_config):
+    with pytest.raises(ValueError, match="HR original of every query image, found"):
+        pipeline.at_resolution(open_data(caviar_config()), query=Fraction(1, 2))
+    with pytest.raises(ValueError, match="above 0 and up to 1, found 3/2"):
+        pipeline.at_resolution(open_data(make_config()), query=Fraction(3, 2))
 
 
 def test_degradations_beyond_the_papers_reach_the_pixels(make_config):

@@ -1,5 +1,6 @@
 """Shapes and parameter counts at full size; the convolution in all its forms."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 
 from crossres_jax.modules import conv
 from crossres_jax.modules.attention import ChannelAttention
+from crossres_jax.modules.dual_stream import DualStreamBlock
 from crossres_jax.modules.heads import BNNeck
 from crossres_jax.modules.hrnet import HRNet, HRNetC, upsample_nearest
 from crossres_jax.modules.osnet import OSNet
 from crossres_jax.modules.pooling import GeM, generalized_mean
-from crossres_jax.modules.resnet import ResNet
+from crossres_jax.modules.resnet import ResNet, ResNetStage, ResNetStem
 from crossres_jax.modules.srcnn import SRCNN
 from crossres_jax.modules.vdsr import VDSR
 
@@ -257,3 +259,77 @@ def test_strided_convolution_pads_like_pytorch():
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     y = conv.Conv(1, strides=2).apply({"params": {"kernel": kernel}}, x)
     np.testing.assert_array_equal(y[0, :, 0, 0], [0, 2, 4, 6])
+
+
+def test_transposed_convolution_is_that_of_jax():
+    """`jax.lax.conv_transpose` mirrors the kernel, PyTorch's and this one do not."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    params = conv.TransposedConv(6).init(jax.random.key(1), x)["params"]
+    assert {k: v.shape for k, v in params.items()} == {
+        "kernel": (2, 2, 4, 6),
+        "bias": (6,),
+    }
+    bias = jnp.arange(6.0)
+    found = conv.TransposedConv(6).apply({"params": params | {"bias": bias}}, x)
+    expected = jax.lax.conv_transpose(
+        x,
+        params["kernel"][::-1, ::-1],
+        (2, 2),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(found, expected + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_dual_stream_block_is_eq_6():
+    """Any two modules, here dense layers over channels."""
+
+    class Stream(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.Dense(3)(x) * (2.0 if train else 1.0)
+
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 5))
+    block = DualStreamBlock(Stream(), Stream())
+    variables = block.init(jax.random.key(1), x, train=False)
+    assert {*variables["params"]} == {"low", "high", "weight_low", "weight_high"}
+    found = block.apply(variables, x, train=True)
+    expected = 0
+    for name, weight in (("low", found.w_low), ("high", found.w_high)):
+        params = variables["params"][name]["Dense_0"]
+        maps = 2 * (x @ params["kernel"] + params["bias"])
+        predictor = variables["params"][f"weight_{name}"]
+        hidden = maps.mean(axis=(1, 2)) @ predictor["fc1"]["kernel"]
+        hidden = jax.nn.relu(hidden + predictor["fc1"]["bias"])
+        logit = hidden @ predictor["fc2"]["kernel"] + predictor["fc2"]["bias"]
+        np.testing.assert_allclose(weight, jax.nn.sigmoid(logit)[:, 0], rtol=1e-5)
+        expected += weight[:, None, None, None] * maps
+    np.testing.assert_allclose(found.maps, expected, rtol=1e-4, atol=1e-5)
+
+    equal = DualStreamBlock(Stream(), Stream(), learned=False)
+    halves = equal.apply(variables, x, train=False)
+    np.testing.assert_array_equal(halves.w_low, [0.5, 0.5])
+    both = [variables["params"][n]["Dense_0"] for n in ("low", "high")]
+    expected = sum(0.5 * (x @ p["kernel"] + p["bias"]) for p in both)
+    np.testing.assert_allclose(halves.maps, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stem_and_stages_make_a_resnet():
+    images = jax.random.uniform(jax.random.key(0), (1, 32, 16, 3))
+    net = ResNet(4, (1, 2, 1, 1), last_stride=1)
+    variables = net.init(jax.random.key(1), images, train=False)
+
+    def under(names):
+        return {
+            kind: {new: tree[old] for old, new in names.items() if old in tree}
+            for kind, tree in variables.items()
+        }
+
+    x = ResNetStem(4).apply(
+        under({"conv1": "conv1", "bn1": "bn1"}), images, train=False
+    )
+    for i, (blocks, strides) in enumerate(((1, 1), (2, 2), (1, 2), (1, 1))):
+        names = {f"layer{i + 1}_{b}": f"block{b}" for b in range(blocks)}
+        stage = ResNetStage(4 * 2**i, blocks, strides)
+        x = stage.apply(under(names), x, train=False)
+    np.testing.assert_array_equal(x, net.apply(variables, images, train=False)[-1])

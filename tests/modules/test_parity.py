@@ -18,7 +18,7 @@ from crossres_jax.modules.osnet import OSNet
 from crossres_jax.modules.resnet import ResNet
 from crossres_jax.modules.vdsr import VDSR
 from crossres_jax.pretrained import tables
-from crossres_jax.pretrained.merge import find_path, to_flax_layout
+from crossres_jax.pretrained.merge import find_paths, to_flax_layout
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -43,7 +43,7 @@ CASES = {
 
 def _to_flax(table, tensors):
     """PyTorch tensors by name → Flax variables."""
-    paths = {name: find_path(name, table) for name in tensors}
+    paths = {name: find_paths(name, table)[0] for name in tensors}
     kept = [path for path in paths.values() if path]
     assert len(set(kept)) == len(kept)  # no two tensors for one leaf
     return unflatten_dict(
@@ -190,7 +190,7 @@ def test_running_statistics_equal_pytorchs_up_to_its_unbiased_variance(step):
     ends = np.cumsum([np.prod(step.shapes[name]) for name in names])
     statistics = np.split(step.golden["statistics"], ends[:-1])
     for name, expected, n in zip(names, statistics, step.golden["counts"], strict=True):
-        path = find_path(name, tables.OSNET)
+        (path,) = find_paths(name, tables.OSNET)
         actual = step.after[path]
         if name.endswith("var"):
             kept = 0.9 * step.before[path]
@@ -209,7 +209,7 @@ def test_every_gradient_of_osnet_equals_pytorchs(step):
             continue
         probe = recipe.noise(f"probe {name}", step.shapes[name])
         (probe,) = jax.tree.leaves(_to_flax(tables.OSNET, {name: probe}))
-        gradient = step.gradients[find_path(name, tables.OSNET)].astype(np.float64)
+        gradient = step.gradients[find_paths(name, tables.OSNET)[0]].astype(np.float64)
         errors = (
             abs((gradient * probe).sum() - projection),
             abs(np.linalg.norm(gradient) - norm),

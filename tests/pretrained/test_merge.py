@@ -87,12 +87,12 @@ def test_variables_keep_their_types():
     assert bias.dtype == jnp.bfloat16
 
 
-def test_the_first_row_that_matches_all_of_a_name_counts():
-    variables = {"params": {"a": jnp.zeros(1), "b": jnp.zeros(1)}}
+def test_every_row_that_matches_all_of_a_name_counts():
+    variables = {"params": {name: jnp.zeros(1) for name in "abc"}}
     weights = {"x": np.ones(1), "xy": np.full(1, 2.0)}
-    table = (("x", "params/a"), ("x.*", "params/b"), ("xy", "params/a"))
+    table = (("x", "params/a"), ("xy", "params/b"), ("x.?", ""), ("xy", "params/c"))
     merged = merge(variables, weights, table)["params"]
-    assert (merged["a"], merged["b"]) == (1, 2)
+    assert (merged["a"], merged["b"], merged["c"]) == (1, 2, 2)
 
 
 def test_everything_that_does_not_fit_is_listed_at_once():
