@@ -36,7 +36,7 @@ from crossres_jax.methods.contract import (
     check_choice,
 )
 from crossres_jax.modules.autoencoder import AutoEncoder
-from crossres_jax.modules.dual_stream import DualStreamBlock
+from crossres_jax.modules.dual_stream import DualStream, DualStreamBlock
 from crossres_jax.modules.resnet import ResNet, ResNetStage, ResNetStem
 from crossres_jax.modules.srcnn import SRCNN
 from crossres_jax.modules.vdsr import VDSR
@@ -55,7 +55,7 @@ RESTORERS = ("ffsr", "srcnn", "vdsr", "none")
 
 
 class Representation(NamedTuple):
-    """What the extractor returns, of T dual-stream blocks.
+    """What an extractor returns, of T dual-stream blocks.
 
     Attributes:
       features: f, (B, 256).
@@ -70,8 +70,45 @@ class Representation(NamedTuple):
     w_high: jax.Array
 
 
+class RIFE(nn.Module):
+    """Four dual-stream blocks behind the stem of a ResNet (sec. 4.2, Fig. 3).
+
+    Attributes:
+      width, num_blocks, last_stride, dtype: see `ResNet`.
+    """
+
+    width: int = 64
+    num_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    last_stride: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, list[DualStream]]:
+        """(B, H, W, 3) → the last map (B, H/32, W/32, 32 · width), all blocks'."""
+        strides = (1, 2, 2, self.last_stride)
+        x = ResNetStem(self.width, self.dtype, name="stem")(images, train=train)
+        blocks = []
+        for t, num_blocks in enumerate(self.num_blocks):
+            low, high = (
+                ResNetStage(
+                    self.width * 2**t,
+                    num_blocks,
+                    strides[t],
+                    self.dtype,
+                    parent=None,  # they belong to the block
+                )
+                for _ in range(2)
+            )
+            block = DualStreamBlock(low, high, name=f"dsb{t + 1}")
+            blocks.append(block(x, train=train))
+            x = blocks[-1].maps
+        return x, blocks
+
+
 class LastMap(nn.Module):
-    """A ResNet as one stream: the map of its last stage."""
+    """A ResNet as a stream: the map of its last stage."""
 
     net: ResNet
 
@@ -79,70 +116,66 @@ class LastMap(nn.Module):
         return self.net(images, train=train)[-1]
 
 
-class RIFE(nn.Module):
-    """The resolution-invariant feature extractor (sec. 4.2), and Table 2's others.
+class ResNets(nn.Module):
+    """One or two whole ResNets, Table 2.
 
     Attributes:
-      num_classes: number of identities.
-      structure: "rife", the stem of a ResNet and four blocks of two streams; "resnet";
-        "two_resnets", whose last maps are averaged, or "two_weighted_resnets".
-      width, num_blocks, last_stride: see `ResNet`.
-      feature_size: length of f.
-      dtype: type of the computation; weights and features are float32.
+      width, num_blocks, last_stride, dtype: see `ResNet`.
+      fusion: "none" for a single one; of two, the last maps are averaged ("mean") or
+        weighted as in a dual-stream block ("weights").
     """
 
-    num_classes: int
-    structure: Literal["rife", "resnet", "two_resnets", "two_weighted_resnets"] = "rife"
     width: int = 64
     num_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     last_stride: int = 2
-    feature_size: int = 256
     dtype: Any = jnp.float32
+    fusion: Literal["none", "mean", "weights"] = "none"
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, list[DualStream]]:
+        """As `RIFE`; only learned weights are returned."""
+        learned = self.fusion == "weights"
+        of_resnet = self.width, self.num_blocks, self.last_stride, self.dtype
+        if self.fusion == "none":
+            return ResNet(*of_resnet, name="resnet")(images, train=train)[-1], []
+        low, high = (
+            LastMap(ResNet(*of_resnet, parent=None), parent=None) for _ in range(2)
+        )
+        block = DualStreamBlock(low, high, learned, name="dsb")
+        fused = block(images, train=train)
+        return fused.maps, [fused] if learned else []
+
+
+class Extractor(nn.Module):
+    """From the maps of `RIFE` or `ResNets` to the feature and its classifier.
+
+    Attributes:
+      body: gives the maps.
+      num_classes: number of identities.
+      feature_size: length of f.
+    """
+
+    body: nn.Module
+    num_classes: int
+    feature_size: int = 256
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Representation:
         """(B, H, W, 3) normalised images → Representation."""
-        resnet = ResNet(
-            self.width,
-            self.num_blocks,
-            self.last_stride,
-            self.dtype,
-            parent=None,  # it belongs to what it is given to
-        )
-        fused = []  # what each block returns
-        if self.structure == "rife":
-            x = ResNetStem(self.width, self.dtype, name="stem")(images, train=train)
-            for t, num_blocks in enumerate(self.num_blocks):
-                stage = ResNetStage(
-                    self.width * 2**t,
-                    num_blocks,
-                    (1, 2, 2, self.last_stride)[t],
-                    self.dtype,
-                    parent=None,
-                )
-                block = DualStreamBlock(stage, stage.clone(), name=f"dsb{t + 1}")
-                fused.append(block(x, train=train))
-                x = fused[-1].maps
-        elif self.structure == "resnet":
-            x = LastMap(resnet, name="resnet")(images, train=train)
-        else:
-            learned = self.structure == "two_weighted_resnets"
-            low, high = (LastMap(resnet.clone(), parent=None) for _ in range(2))
-            block = DualStreamBlock(low, high, learned, name="dsb")
-            x = block(images, train=train)
-            fused, x = [x] if learned else [], x.maps
-
-        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        maps, blocks = self.body(images, train=train)
+        x = maps.astype(jnp.float32).mean(axis=(1, 2))
         features = nn.Dense(self.feature_size, name="fc")(x)
         logits = nn.Dense(self.num_classes, name="classifier")(features)
         w_low, w_high = (
-            jnp.array(weights, jnp.float32).reshape(-1, len(x))
-            for weights in (
-                [block.w_low for block in fused],
-                [block.w_high for block in fused],
-            )
+            jnp.array([getattr(block, name) for block in blocks], jnp.float32)
+            for name in ("w_low", "w_high")
         )
-        return Representation(features, logits, w_low, w_high)
+        shape = len(blocks), len(x)  # there may be none
+        return Representation(
+            features, logits, w_low.reshape(shape), w_high.reshape(shape)
+        )
 
 
 def rife_loss(
@@ -250,15 +283,14 @@ def build(
             )
 
     dtype = jnp.dtype(dtype)
-    rife = RIFE(
-        num_classes,
-        extractor,
-        width,
-        tuple(num_blocks),
-        last_stride,
-        feature_size,
-        dtype,
-    )
+    of_resnet = int(width), tuple(num_blocks), last_stride, dtype
+    body = {
+        "rife": RIFE(*of_resnet),
+        "resnet": ResNets(*of_resnet),
+        "two_resnets": ResNets(*of_resnet, fusion="mean"),
+        "two_weighted_resnets": ResNets(*of_resnet, fusion="weights"),
+    }[extractor]
+    net = Extractor(body, num_classes, feature_size)
     sr = {
         "ffsr": AutoEncoder(ffsr_stem_channels, ffsr_channels, dtype),
         "srcnn": SRCNN(tuple(srcnn_kernel_sizes), tuple(srcnn_channels), dtype=dtype),
@@ -268,7 +300,7 @@ def build(
 
     def init(rng, batch):
         rng_restorer, rng_extractor = jax.random.split(rng)
-        variables = rife.init(rng_extractor, batch["lr"], train=False)
+        variables = net.init(rng_extractor, batch["lr"], train=False)
         params = {"extractor": variables["params"]}
         if sr:
             params["restorer"] = sr.init(rng_restorer, batch["lr"])["params"]
@@ -286,7 +318,7 @@ def build(
 
     def represent(params, batch_stats, images, *, train):
         """Normalised pixels → (Representation, batch statistics)."""
-        outputs, updates = rife.apply(
+        outputs, updates = net.apply(
             {"params": params["extractor"], "batch_stats": batch_stats["extractor"]},
             images,
             train=train,

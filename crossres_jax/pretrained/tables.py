@@ -101,17 +101,17 @@ def _resnet(prefix: str) -> Table:
     )
 
 
-# modules.resnet.ResNet, and FFSR + RIFE's extractors that have one or two of it.
+# modules.resnet.ResNet, and methods.ffsr_rife.Extractor of one or two of it.
 RESNET = _resnet("")
-ONE_RESNET = _resnet("resnet/net/")
-TWO_RESNETS = (*_resnet("dsb/low/net/"), *_resnet("dsb/high/net/"))
+ONE_RESNET = _resnet("body/resnet/")
+TWO_RESNETS = (*_resnet("body/dsb/low/net/"), *_resnet("body/dsb/high/net/"))
 
-# methods.ffsr_rife.RIFE: both streams of a block start from the same stage.
+# methods.ffsr_rife.Extractor of RIFE: both streams of a block start from one stage.
 RIFE = (
-    *_linear("conv1", "stem/conv1"),
-    *_norm("bn1", "stem/bn1"),
-    *_residual(r"layer(\d)\.(\d+)", r"dsb\1/low/block\2"),
-    *_residual(r"layer(\d)\.(\d+)", r"dsb\1/high/block\2"),
+    *_linear("conv1", "body/stem/conv1"),
+    *_norm("bn1", "body/stem/bn1"),
+    *_residual(r"layer(\d)\.(\d+)", r"body/dsb\1/low/block\2"),
+    *_residual(r"layer(\d)\.(\d+)", r"body/dsb\1/high/block\2"),
     (r"fc\.(weight|bias)", ""),
 )
 

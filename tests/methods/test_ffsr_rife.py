@@ -206,6 +206,7 @@ def test_imported_weights_fill_both_streams_alike(narrow_resnet):
             method.init, jax.random.key(0), {"lr": jnp.zeros((1, 32, 16, 3))}
         )
         filled = import_backbone(shapes, weights, method)["params"]["extractor"]
+        filled = filled["body"]
         if extractor == "rife":
             blocks = [filled[f"dsb{t}"] for t in (1, 2, 3, 4)]
             names = [f"layer{t}.0.conv2.weight" for t in (1, 2, 3, 4)]
@@ -267,7 +268,7 @@ def test_images_without_an_original_enter_no_restoration_loss(batch, phase):
 
 def _outputs(images, **options):
     """The extractor of `_variables` on normalised pixels, in training."""
-    net = ffsr_rife.RIFE(NUM_CLASSES, width=4, num_blocks=(1, 1, 1, 1), feature_size=8)
+    net = ffsr_rife.Extractor(ffsr_rife.RIFE(4, (1, 1, 1, 1)), NUM_CLASSES, 8)
     variables = {
         kind: tree["extractor"] for kind, tree in _variables(**options).items()
     }
@@ -323,7 +324,7 @@ def test_the_two_streams_are_independent_and_the_weights_their_own(batch):
     assert (outputs.w_high < 1).all()
     assert np.abs(outputs.w_low - outputs.w_high).max() > 1e-3
     _, stats = _step("rife")(batch)[0].loss, _step("rife")(batch)[0].batch_stats
-    low, high = (stats["extractor"]["dsb2"][name] for name in ("low", "high"))
+    low, high = (stats["extractor"]["body"]["dsb2"][name] for name in ("low", "high"))
     differs = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), low, high)
     assert max(jax.tree.leaves(differs)) > 0
 
@@ -339,7 +340,7 @@ def test_embedding_is_the_feature_of_the_restored_image(batch):
     restored = AutoEncoder(4, 4).apply(
         {"params": variables["params"]["restorer"]}, restored
     )
-    net = ffsr_rife.RIFE(NUM_CLASSES, width=4, num_blocks=(1, 1, 1, 1), feature_size=8)
+    net = ffsr_rife.Extractor(ffsr_rife.RIFE(4, (1, 1, 1, 1)), NUM_CLASSES, 8)
     expected = net.apply(
         {kind: tree["extractor"] for kind, tree in variables.items()},
         restored,
