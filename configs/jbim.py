@@ -150,12 +150,13 @@ def _narrow(config: ConfigDict) -> None:
     method.dropout = 0.0
     method.epochs_restorer = 4
     method.learning_rate_restorer = 1e-3
-    method.epochs = 40
-    method.epochs_joint = 10
+    # Most of the steps together: alone, HIM and LIM would need as many each.
+    method.epochs = 8
+    method.epochs_joint = 40
     method.learning_rate = 3e-3
-    method.learning_rate_joint = 3e-4
-    method.milestones = (32,)
-    method.milestones_joint = (7,)
+    method.learning_rate_joint = 3e-3
+    method.milestones = ()
+    method.milestones_joint = (33,)
     method.warmup_epochs = 1
     method.warmup_learning_rate = 2e-4
     method.alpha = 100.0  # at 1 the re-ID losses leave restored images worse than LR
