@@ -28,6 +28,8 @@ NARROW = {
     "feature_size": 8,
 }
 
+ONE = {"extractor": "resnet"}  # compiles sooner than RIFE
+
 
 @functools.cache
 def _build(**options):
@@ -169,8 +171,8 @@ def _noisy(params):
 
 
 def test_untrained_ffsr_returns_its_input(batch):
-    variables = _build().init(jax.random.key(0), {"lr": batch["lr"]})
-    restored = _build().restore(variables, batch["hr"])
+    params = AutoEncoder(4, 4).init(jax.random.key(0), batch["hr"])["params"]
+    restored = _build().restore({"params": {"restorer": params}}, batch["hr"])
     np.testing.assert_allclose(restored, batch["hr"], atol=1e-6)
 
 
@@ -229,10 +231,10 @@ def test_imported_weights_fill_both_streams_alike(narrow_resnet):
         ({}, "ffsr", {"restorer"}),
         ({}, "rife", {"extractor"}),
         ({}, "joint", {"restorer", "extractor"}),
-        ({"joint_learning": False}, "joint", {"extractor"}),
-        ({"restorer": "srcnn", "mask": "none"}, "joint", {"restorer", "extractor"}),
-        ({"restorer": "vdsr", "mask": "none"}, "ffsr", {"restorer"}),
-        ({"restorer": "none"}, "joint", {"extractor"}),
+        ({**ONE, "joint_learning": False}, "joint", {"extractor"}),
+        ({**ONE, "restorer": "srcnn", "mask": "none"}, "ffsr", {"restorer"}),
+        ({**ONE, "restorer": "vdsr", "mask": "none"}, "ffsr", {"restorer"}),
+        ({**ONE, "restorer": "none"}, "joint", {"extractor"}),
     ],
 )
 def test_gradients_reach_what_the_step_trains(batch, options, phase, reached):
@@ -266,12 +268,11 @@ def test_images_without_an_original_enter_no_restoration_loss(batch, phase):
     assert _step(phase)(other)[0].loss > output.loss
 
 
-def _outputs(images, **options):
-    """The extractor of `_variables` on normalised pixels, in training."""
+@jax.jit
+def _outputs(images):
+    """RIFE of `_variables` on normalised pixels, in training."""
     net = ffsr_rife.Extractor(ffsr_rife.RIFE(4, (1, 1, 1, 1)), NUM_CLASSES, 8)
-    variables = {
-        kind: tree["extractor"] for kind, tree in _variables(**options).items()
-    }
+    variables = {kind: tree["extractor"] for kind, tree in _variables().items()}
     return net.apply(variables, images, train=True, mutable=["batch_stats"])[0]
 
 
@@ -335,30 +336,25 @@ def test_embedding_is_the_feature_of_the_restored_image(batch):
     found = embed(variables, batch["lr"])
     assert found["features"].shape == (6, 8)
     assert found["w_low"].shape == found["w_high"].shape == (6, 4)
-    plain = _build(restorer="none")
     restored = normalize(batch["lr"])
     restored = AutoEncoder(4, 4).apply(
         {"params": variables["params"]["restorer"]}, restored
     )
     net = ffsr_rife.Extractor(ffsr_rife.RIFE(4, (1, 1, 1, 1)), NUM_CLASSES, 8)
-    expected = net.apply(
-        {kind: tree["extractor"] for kind, tree in variables.items()},
-        restored,
-        train=False,
+    expected = jax.jit(functools.partial(net.apply, train=False))(
+        {kind: tree["extractor"] for kind, tree in variables.items()}, restored
     )
     np.testing.assert_allclose(found["features"], expected.features, atol=1e-4)
-    assert plain.restore is None
+    assert _build(restorer="none").restore is None
     distances = method.distance(found, found)
     difference = found["features"][0] - found["features"][1]
     np.testing.assert_allclose(distances[0, 1], jnp.linalg.norm(difference), rtol=1e-4)
 
 
 def test_one_resnet_predicts_no_weights(batch):
-    method = _build(extractor="resnet")
-    variables = _variables(extractor="resnet")
-    assert {*method.embed(variables, batch["lr"], role="query", resolution=None)} == {
-        "features"
-    }
+    method, variables = _build(**ONE), _variables(**ONE)
+    embed = functools.partial(method.embed, role="query", resolution=None)
+    assert {*jax.eval_shape(embed, variables, batch["lr"])} == {"features"}
 
 
 @pytest.mark.parametrize(
