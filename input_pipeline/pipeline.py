@@ -154,13 +154,13 @@ def train_batches(
       ValueError: naming the image, if one cannot be read.
     """
     images = data.plan.train
-    make, keys, describe = _image_tuples, _IMAGE_KEYS, _describe
+    make, keys = _image_tuples, _IMAGE_KEYS
+    describe = functools.partial(_describe, max_width=images.width.max())
     if data.config.tuples == "cross":
         make, keys, describe = _cross_tuples, _CROSS_KEYS, _describe_cross
     steps = range(start_step, start_step + num_steps)
     for batch in _ahead(lambda step: make(data, seed, step, copy_rate), keys, steps):
-        batch = describe(batch, images, images.width.max())
-        yield batch | {"label": images.label[batch["index"]]}
+        yield describe(batch, images) | {"label": images.label[batch["index"]]}
 
 
 def eval_batches(data: Data, side: str, copy_rate: int = 0) -> Iterator[Batch]:
@@ -254,8 +254,9 @@ def _plain_batches(data, side, rows, copy_rate=0):
         return lr, hr, images.scale[index], index, *copies
 
     keys = (*_IMAGE_KEYS, "synthetic_lr") if copy_rate else _IMAGE_KEYS
+    max_width = data.plan.train.width.max()
     for batch in _ahead(load, keys, range(len(rows))):
-        batch = _describe(batch, images, data.plan.train.width.max())
+        batch = _describe(batch, images, max_width)
         yield batch | {"pid": images.pid[batch["index"]]}
 
 
@@ -398,9 +399,8 @@ def _describe(batch, images, max_width):
     }
 
 
-def _describe_cross(batch, images, max_width):
+def _describe_cross(batch, images):
     """Adds what the plan knows about the rows of a batch of cross tuples."""
-    del max_width
     index, lr_index = batch["index"], batch["lr_index"]
     has_lr = lr_index >= 0
     scale = np.where(has_lr, images.scale[lr_index], batch["synthetic_scale"])

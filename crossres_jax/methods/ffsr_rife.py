@@ -25,6 +25,7 @@ from crossres_jax.losses import (
     foreground_mse,
     label_smoothed_cross_entropy,
     masked_mean,
+    mean_squared_error,
     resolution_weighting,
 )
 from crossres_jax.methods.contract import (
@@ -178,29 +179,6 @@ class Extractor(nn.Module):
         )
 
 
-def rife_loss(
-    outputs: Representation,
-    labels: jax.Array,
-    resolution: jax.Array,
-    *,
-    beta: float = 0.1,
-) -> jax.Array:
-    """L_RIFE = L_X + β Σ_t L_t^R, Eq. (9).
-
-    Args:
-      outputs: Representation of the batch.
-      labels: (B,) int identities.
-      resolution: (B,) float, r of the images before anything restored them.
-      beta: β.
-
-    Returns:
-      (B,) float32.
-    """
-    identity = label_smoothed_cross_entropy(outputs.logits, labels, epsilon=0.0)
-    weighting = resolution_weighting(outputs.w_low, outputs.w_high, resolution)
-    return identity + beta * weighting
-
-
 def build(
     num_classes: int,
     *,
@@ -253,7 +231,7 @@ def build(
       width, num_blocks, last_stride: see `ResNet`.
       feature_size: length of f.
       alpha: α of Eq. (4).
-      beta: see `rife_loss`.
+      beta: β of Eq. (9).
       epochs_ffsr, epochs_rife, epochs_joint: lengths of the three steps.
       learning_rate_ffsr, learning_rate_rife, learning_rate_joint: of the three steps.
       algorithm_ffsr: of the first step; the others have SGD.
@@ -329,25 +307,29 @@ def build(
     def restoration_loss(restored, batch):
         """L_FFSR, Eq. (5), over the images that have an original."""
         originals = normalize(batch["hr"])
-        height, width = originals.shape[1:3]
-        if isinstance(mask, str):
-            weights = {"gaussian": gaussian_mask, "none": _ones}[mask](height, width)
+        if isinstance(mask, jax.Array):
+            error = foreground_mse(restored, originals, mask)
+        elif mask == "gaussian":
+            gaussian = gaussian_mask(*originals.shape[1:3])
+            error = foreground_mse(restored, originals, gaussian)
         else:
-            weights = mask
-        error = foreground_mse(restored, originals, weights)
+            error = mean_squared_error(restored, originals)
         return masked_mean(error, batch["has_hr"])
 
     def extraction_loss(params, batch_stats, images, batch):
-        """L_RIFE: (loss, batch statistics, scalars)."""
+        """L_RIFE = L_X + β Σ_t L_t^R, Eq. (9): (loss, batch statistics, scalars).
+
+        r is that of the images before anything restored them.
+        """
         labels, r = batch["label"], batch["relative_width"]
         outputs, batch_stats = represent(params, batch_stats, images, train=True)
-        loss = rife_loss(outputs, labels, r, beta=beta).mean()
-        weighting = resolution_weighting(outputs.w_low, outputs.w_high, r)
+        identity = label_smoothed_cross_entropy(outputs.logits, labels, epsilon=0.0)
+        weighting = resolution_weighting(outputs.w_low, outputs.w_high, r).mean()
         scalars = {
             "accuracy": (outputs.logits.argmax(axis=-1) == labels).mean(),
-            "loss_weighting": weighting.mean(),
+            "loss_weighting": weighting,
         }
-        return loss, batch_stats, scalars
+        return identity.mean() + beta * weighting, batch_stats, scalars
 
     def loss_ffsr(params, batch_stats, batch, rng):
         """First step: L_FFSR of the restorer alone."""
@@ -436,10 +418,6 @@ def build(
             skip=r"params/(fc|classifier)/.*|.*/weight_(low|high)/.*",
         ),
     )
-
-
-def _ones(height, width):
-    return jnp.ones((height, width))
 
 
 def _distance(query, gallery):
