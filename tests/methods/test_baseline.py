@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps import loss_and_gradient
 
 from crossres_jax.methods import baseline
-from crossres_jax.training.state import merge, split
 
 NUM_CLASSES = 3
 NARROW = {
@@ -48,15 +48,10 @@ def _variables(**options):
     return jax.jit(_build(**options).init)(jax.random.key(0), images)
 
 
-def _phase(name, **options):
-    (phase,) = [phase for phase in _build(**options).phases if phase.name == name]
-    return phase
-
-
 @functools.cache
 def _loss(phase, **options):
     """The jitted loss of a phase."""
-    loss = _phase(phase, **options).loss
+    (loss,) = [x.loss for x in _build(**options).phases if x.name == phase]
 
     @jax.jit
     def run(variables, batch):
@@ -64,24 +59,6 @@ def _loss(phase, **options):
         return loss(*arguments, jax.random.key(1))
 
     return run
-
-
-def _gradient(phase, variables, batch, **options):
-    """The gradient of a phase's loss, and the loss."""
-    phase = _phase(phase, **options)
-
-    @jax.jit
-    def run(variables, batch):
-        trained, frozen = split(variables["params"], phase.trains)
-
-        def loss(trained):
-            params, rng = merge(trained, frozen), jax.random.key(1)
-            output = phase.loss(params, variables["batch_stats"], batch, rng)
-            return output.loss, output
-
-        return jax.grad(loss, has_aux=True)(trained)
-
-    return run(variables, batch)
 
 
 def _changed(before, after):
@@ -160,9 +137,8 @@ def test_the_phases_come_in_their_order_and_only_where_they_train():
 )
 def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
     variables = _variables(recipe=recipe, restorer="vdsr")
-    gradients, output = _gradient(
-        phase, variables, batch, recipe=recipe, restorer="vdsr"
-    )
+    step = loss_and_gradient(_build(recipe=recipe, restorer="vdsr"), phase)
+    output, gradients = step(variables, batch)
     assert set(gradients) == trained
     assert np.isfinite(output.loss) and output.loss > 0
     for leaf in jax.tree.leaves(gradients):

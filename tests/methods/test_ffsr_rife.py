@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps import loss_and_gradient, norms
 
 from crossres_jax.losses import foreground_mse, resolution_weighting
 from crossres_jax.methods import ffsr_rife
@@ -14,7 +15,6 @@ from crossres_jax.modules.autoencoder import AutoEncoder
 from crossres_jax.ops.images import normalize
 from crossres_jax.ops.masks import gaussian_mask
 from crossres_jax.training.start import import_backbone
-from crossres_jax.training.state import merge, split
 
 NUM_CLASSES = 3
 NARROW = {
@@ -67,33 +67,8 @@ def batch():
 
 @functools.cache
 def _step(phase, **options):
-    """The jitted (output, gradient) of a phase's loss."""
-    (phase,) = [x for x in _build(**options).phases if x.name == phase]
-
-    @jax.jit
-    def run(variables, batch):
-        trained, frozen = split(variables["params"], phase.trains)
-
-        def loss(trained):
-            params = merge(trained, frozen)
-            rng = jax.random.key(1)
-            output = phase.loss(params, variables["batch_stats"], batch, rng)
-            return output.loss, output
-
-        return jax.grad(loss, has_aux=True)(trained)
-
-    def call(batch):
-        gradient, output = run(_variables(**options), batch)
-        return output, gradient
-
-    return call
-
-
-def _norms(gradient):
-    return {
-        name: float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(tree)))
-        for name, tree in gradient.items()
-    }
+    step = loss_and_gradient(_build(**options), phase)
+    return functools.partial(step, _variables(**options))
 
 
 def _count_macs(jaxpr):
@@ -239,10 +214,9 @@ def test_imported_weights_fill_both_streams_alike(narrow_resnet):
 )
 def test_gradients_reach_what_the_step_trains(batch, options, phase, reached):
     output, gradient = _step(phase, **options)(batch)
-    norms = _norms(gradient)
     assert np.isfinite(output.loss)
-    assert {*norms} == reached
-    assert all(norm > 0 for norm in norms.values())
+    assert gradient.keys() == reached
+    assert all(norm > 0 for norm in norms(gradient).values())
 
 
 def test_without_a_restorer_there_is_no_first_step():
@@ -253,7 +227,7 @@ def test_the_reid_loss_reaches_ffsr_in_the_joint_step(batch):
     hidden = batch | {"has_hr": np.zeros(6, bool)}  # nothing to restore
     output, gradient = _step("joint")(hidden)
     assert output.scalars["loss_ffsr"] == 0
-    assert _norms(gradient)["restorer"] > 0
+    assert norms(gradient)["restorer"] > 0
 
 
 @pytest.mark.parametrize("phase", ["ffsr", "joint"])

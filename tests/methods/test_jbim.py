@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps import loss_and_gradient, norms
 
 from crossres_jax.losses import batch_hard_triplet, label_smoothed_cross_entropy
 from crossres_jax.methods import jbim
@@ -14,7 +15,6 @@ from crossres_jax.modules.heads import HeadOutputs
 from crossres_jax.modules.resnet import ResNet
 from crossres_jax.modules.srcnn import SRCNN
 from crossres_jax.ops.images import normalize
-from crossres_jax.training.state import merge, split
 
 NUM_CLASSES = 3
 NARROW = {
@@ -54,33 +54,7 @@ def batch():
 
 @functools.cache
 def _step(phase, **options):
-    """The jitted (output, gradient) of a phase's loss."""
-    (phase,) = [x for x in _build(**options).phases if x.name == phase]
-
-    @jax.jit
-    def run(variables, batch):
-        trained, frozen = split(variables["params"], phase.trains)
-
-        def loss(trained):
-            params = merge(trained, frozen)
-            rng = jax.random.key(1)
-            output = phase.loss(params, variables["batch_stats"], batch, rng)
-            return output.loss, output
-
-        return jax.grad(loss, has_aux=True)(trained)
-
-    def call(variables, batch):
-        gradient, output = run(variables, batch)
-        return output, gradient
-
-    return call
-
-
-def _norms(gradient):
-    return {
-        name: float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(tree)))
-        for name, tree in gradient.items()
-    }
+    return loss_and_gradient(_build(**options), phase)
 
 
 def test_size_of_the_paper():
@@ -138,7 +112,7 @@ def test_gradients_reach_what_the_stage_trains(batch, phase, trained):
     variables = _variables()
     output, gradient = _step(phase)(variables, batch)
     assert set(gradient) == trained
-    assert all(norm > 0 for norm in _norms(gradient).values())
+    assert all(norm > 0 for norm in norms(gradient).values())
     moved = {
         name
         for name, before in variables["batch_stats"].items()
@@ -263,7 +237,7 @@ def test_a_batch_without_any_l_is_finite(batch, phase):
     none = batch | {"has_lr": np.zeros(6, bool)}
     output, gradient = _step(phase)(_variables(), none)
     assert np.isfinite(output.loss)
-    assert all(np.isfinite(norm) for norm in _norms(gradient).values())
+    assert all(np.isfinite(norm) for norm in norms(gradient).values())
 
 
 def test_schedule_of_each_stage():
@@ -306,7 +280,7 @@ def test_him_without_synthetic_images(batch):
     assert "restorer" not in [phase.name for phase in _build(**options).phases]
     output, gradient = _step("him", **options)(_variables(**options), batch)
     assert "loss_sr" not in output.scalars
-    assert _norms(gradient)["restorer"] > 0
+    assert norms(gradient)["restorer"] > 0
     other = batch | {"synthetic_lr": 1 - batch["synthetic_lr"]}
     assert _step("him", **options)(_variables(**options), other)[0].loss == output.loss
     joint, _ = _step("joint", **options)(_variables(**options), batch)

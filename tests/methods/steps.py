@@ -1,0 +1,38 @@
+"""One step of a phase as the loop takes it; for the tests of every method."""
+
+import jax
+import jax.numpy as jnp
+
+from crossres_jax.training.state import merge, split
+
+
+def loss_and_gradient(method, phase):
+    """A phase's jitted (variables, batch) → (output, gradient by component).
+
+    Args:
+      method: Method.
+      phase: the phase's name.
+    """
+    (phase,) = [candidate for candidate in method.phases if candidate.name == phase]
+
+    @jax.jit
+    def run(variables, batch):
+        trained, frozen = split(variables["params"], phase.trains)
+
+        def loss(trained):
+            params, rng = merge(trained, frozen), jax.random.key(1)
+            output = phase.loss(params, variables["batch_stats"], batch, rng)
+            return output.loss, output
+
+        gradient, output = jax.grad(loss, has_aux=True)(trained)
+        return output, gradient
+
+    return run
+
+
+def norms(gradient):
+    """component → the sum of the absolute values of its gradient."""
+    return {
+        name: float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(tree)))
+        for name, tree in gradient.items()
+    }
