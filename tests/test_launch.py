@@ -1,25 +1,37 @@
 """The real command: a run, its files, its second start, and every kind of bad input."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from configs import common
 from crossres_jax import methods
 from crossres_jax.export import read_export
 from crossres_jax.pretrained import read_safetensors
-from launch import check_fields, check_values, has_trained, read_start
+from launch import (
+    check_fields,
+    check_values,
+    has_trained,
+    main,
+    parse_flags,
+    read_start,
+)
 
 ROOT = Path(__file__).parent.parent
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +48,10 @@ def folder(tmp_path_factory, sixth_method):
 
 
 @pytest.fixture(scope="module")
-def launch(folder):
+def process(folder):
     """A function that runs launch.py in `folder` and returns the finished process."""
 
-    def launch(*arguments):
+    def run(*arguments):
         return subprocess.run(
             [sys.executable, ROOT / "launch.py", *arguments],
             capture_output=True,
@@ -50,7 +62,41 @@ def launch(folder):
             stdin=subprocess.DEVNULL,
         )
 
-    return launch
+    return run
+
+
+@pytest.fixture(scope="module")
+def launch(folder):
+    """The same without a process, whose start takes longer than most of these runs."""
+
+    def run(*arguments):
+        stdout, stderr = io.StringIO(), io.StringIO()
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # those that the last call overrode
+        flags.FLAGS.unparse_flags()
+        with (
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+            pytest.MonkeyPatch.context() as patch,
+            warnings.catch_warnings(action="ignore"),
+        ):
+            patch.setattr(sys, "argv", ["launch.py", *arguments])
+            patch.syspath_prepend(folder)
+            try:
+                main(parse_flags(sys.argv))
+                code = 0
+            except SystemExit as end:  # with a message, which Python prints
+                print(end.code, file=stderr)
+                code = 1
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        return subprocess.CompletedProcess(
+            arguments, code, stdout.getvalue(), stderr.getvalue()
+        )
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +114,11 @@ def config(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(launch, config, folder):
+def finished(process, config, folder):
     """The first run, in the folder `finished`."""
-    process = launch(*config, "--workdir=finished")
-    assert process.returncode == 0, process.stderr
-    return process
+    finished = process(*config, "--workdir=finished")
+    assert finished.returncode == 0, finished.stderr
+    return finished
 
 
 def test_a_run_says_where_its_results_lie(finished):
@@ -120,10 +166,10 @@ def test_a_finished_run_is_only_evaluated_from_its_workdir_alone(
 
 def test_a_workdir_of_another_config_is_left_alone(finished, launch, config, folder):
     before = {p: p.read_bytes() for p in (folder / "finished").rglob("*.json*")}
-    process = launch(*config, "--config.method.width=8", "--workdir=finished")
-    assert process.returncode != 0
-    assert "config.method.width: the run has 16, now it is 8" in process.stderr
-    assert "Traceback" not in process.stderr
+    ended = launch(*config, "--config.method.width=8", "--workdir=finished")
+    assert ended.returncode != 0
+    assert "config.method.width: the run has 16, now it is 8" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert before == {p: p.read_bytes() for p in (folder / "finished").rglob("*.json*")}
 
 
@@ -141,24 +187,13 @@ BAD_INPUT = {
 }
 
 
-@pytest.fixture(scope="module")
-def refused(finished, launch, config):
-    """What launch.py says of every bad input, two at a time."""
-
-    def refuse(argument):
-        return launch(*config, argument, "--workdir=refused")
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return dict(zip(BAD_INPUT, pool.map(refuse, BAD_INPUT), strict=True))
-
-
 @pytest.mark.parametrize(("argument", "message"), BAD_INPUT.items())
-def test_bad_input_ends_in_one_message(refused, folder, argument, message):
-    process = refused[argument]
-    assert process.returncode != 0
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
-    assert len(process.stderr.strip().splitlines()) <= 3
+def test_bad_input_ends_in_one_message(launch, config, folder, argument, message):
+    ended = launch(*config, argument, "--workdir=refused")
+    assert ended.returncode != 0
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) <= 3
     assert not (folder / "refused").exists()
 
 
@@ -198,47 +233,47 @@ def test_an_option_that_the_method_does_not_know_is_named(launch, config, folder
     text = (folder / "pixel_net.py").read_text()
     (folder / "deep_net.py").write_text(text.replace('"width"', '"depth"'))
     flags = (config[0].replace("pixel_net", "deep_net"), *config[1:])
-    process = launch(*flags, "--workdir=deep")
-    assert process.returncode != 0
-    assert "config.method does not fit sixth.pixel_net: " in process.stderr
-    assert "unexpected keyword argument 'depth'" in process.stderr
+    ended = launch(*flags, "--workdir=deep")
+    assert ended.returncode != 0
+    assert "config.method does not fit sixth.pixel_net: " in ended.stderr
+    assert "unexpected keyword argument 'depth'" in ended.stderr
     assert not (folder / "deep").exists()
 
 
 def test_what_no_weight_depends_on_may_change(finished, launch, config, folder):
     results = folder / "finished" / "results.json"
     before = json.loads(results.read_text())
-    process = launch(
+    ended = launch(
         *config,
         "--workdir=finished",
         "--mode=evaluate",
         "--config.evaluation.ap=trapezoid",
         "--config.data.eval_batch_size=5",
     )
-    assert process.returncode == 0, process.stderr
+    assert ended.returncode == 0, ended.stderr
     after = json.loads(results.read_text())
     assert after["rank1"] == before["rank1"]
     assert after["multi_shot"]["mAP"] != before["multi_shot"]["mAP"]
 
 
 def test_a_finished_run_is_not_scored_under_another_protocol(finished, launch, config):
-    process = launch(
+    ended = launch(
         *config, "--workdir=finished", "--mode=evaluate", "--config.data.num_draws=7"
     )
-    assert process.returncode == 1
-    assert "data.num_draws" in process.stderr
+    assert ended.returncode == 1
+    assert "data.num_draws" in ended.stderr
 
 
 def test_the_protocols_fields_reach_the_scores(launch, config, folder):
-    process = launch(
+    ended = launch(
         *config,
         "--workdir=multi_shot",
         "--config.data.evaluation=multi_shot",
         "--config.data.scales=(5,)",
         "--config.data.blur=0.5",
     )
-    assert process.returncode == 0, process.stderr
-    assert re.search(r"Rank-1 [\d.]+  Rank-5 .*\(%, whole gallery\)", process.stdout)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"Rank-1 [\d.]+  Rank-5 .*\(%, whole gallery\)", ended.stdout)
     results = json.loads((folder / "multi_shot" / "results.json").read_text())
     assert results["evaluation"] == "multi_shot" and "trials" not in results
     assert results["by_scale"].keys() == {"5"} and "rank1" in results["single_shot"]
@@ -248,25 +283,25 @@ def test_the_protocols_fields_reach_the_scores(launch, config, folder):
 
 
 def test_a_method_gets_the_tuples_that_it_learns_from(launch, config, folder):
-    process = launch(*config, "--workdir=cross", "--config.data.tuples=cross")
-    assert process.returncode == 1
-    assert "learns from image tuples, found config.data.tuples=cross" in process.stderr
+    ended = launch(*config, "--workdir=cross", "--config.data.tuples=cross")
+    assert ended.returncode == 1
+    assert "learns from image tuples, found config.data.tuples=cross" in ended.stderr
     assert not (folder / "cross").exists()
 
 
-def test_a_run_that_blows_up_goes_back_and_then_ends_with_names(launch, config):
-    process = launch(
+def test_a_run_that_blows_up_goes_back_and_then_ends_with_names(process, config):
+    ended = process(
         *config,
         "--workdir=blown_up",
         "--config.method.learning_rate=1e30",
         "--config.train.max_skipped_in_a_row=0",
         "--config.train.max_rollbacks=1",
     )
-    assert process.returncode == 1
-    assert "Going back to step 0, and on with other batches" in process.stderr
-    assert "Traceback" not in process.stderr
+    assert ended.returncode == 1
+    assert "Going back to step 0, and on with other batches" in ended.stderr
+    assert "Traceback" not in ended.stderr
     names = r"1 steps in a row .* not finite.* of this batch: (.*?\.png)\."
-    first, last = re.findall(names, process.stderr)
+    first, last = re.findall(names, ended.stderr)
     assert len(first.split(", ")) == len(last.split(", ")) == 8
     assert first != last
 
@@ -274,9 +309,9 @@ def test_a_run_that_blows_up_goes_back_and_then_ends_with_names(launch, config):
 def test_splits_run_in_their_own_folders_and_end_in_means(launch, config, folder):
     flags = (*config, "--config.data.val_ids=3", "--config.method.epochs=6")
     flags += ("--config.train.checkpoint_every_steps=5",)
-    process = launch(*flags, "--num_splits=2", "--workdir=splits")
-    assert process.returncode == 0, process.stderr
-    assert re.search(r"Rank-1 .* ± .* mAP .* ± .*\(%, 2 splits\)", process.stdout)
+    ended = launch(*flags, "--num_splits=2", "--workdir=splits")
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"Rank-1 .* ± .* mAP .* ± .*\(%, 2 splits\)", ended.stdout)
     results = json.loads((folder / "splits" / "results.json").read_text())
     assert results["runs"] == ["split-0", "split-1"]
     runs, manifests = [], []
@@ -303,9 +338,9 @@ def test_splits_run_in_their_own_folders_and_end_in_means(launch, config, folder
 
 def test_splits_do_not_overwrite_a_single_run(finished, launch, config, folder):
     before = (folder / "finished" / "results.json").read_bytes()
-    process = launch(*config, "--num_splits=2", "--workdir=finished")
-    assert process.returncode != 0
-    assert "nothing but the folders of splits, found checkpoints, " in process.stderr
+    ended = launch(*config, "--num_splits=2", "--workdir=finished")
+    assert ended.returncode != 0
+    assert "nothing but the folders of splits, found checkpoints, " in ended.stderr
     assert (folder / "finished" / "results.json").read_bytes() == before
 
 
@@ -315,8 +350,8 @@ def test_an_ensemble_trains_its_members_and_compares_them_together(launch, folde
     flags += ["--config.data.num_instances=2"]
     flags += ["--config.data.image_size=(32, 16)", "--config.method.epochs=1"]
     flags += ["--config.method.width=4.0", "--config.method.rates=(2, 3)"]
-    process = launch(*flags, "--workdir=ensemble")
-    assert process.returncode == 0, process.stderr
+    ended = launch(*flags, "--workdir=ensemble")
+    assert ended.returncode == 0, ended.stderr
 
     top = folder / "ensemble"
     results = json.loads((top / "results.json").read_text())
@@ -339,32 +374,32 @@ def test_an_ensemble_trains_its_members_and_compares_them_together(launch, folde
     assert json.loads((top / "results.json").read_text()) == results
 
     # Nothing is kept of what does not fit.
-    process = launch(*flags, "--config.method.algorithm=adamw", "--workdir=wrong")
-    assert process.returncode == 1 and "Traceback" not in process.stderr
+    ended = launch(*flags, "--config.method.algorithm=adamw", "--workdir=wrong")
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert not (folder / "wrong").exists()
 
     stored = top / "x3" / "config.json"
     text = stored.read_text()
     stored.write_text(text.replace('"split": 0', '"split": 1'))
-    process = launch("--workdir=ensemble")
-    assert process.returncode == 1
-    assert "x3 holds a run of another config" in process.stderr
-    assert "config.data.split: the run has 1, now it is 0" in process.stderr
+    ended = launch("--workdir=ensemble")
+    assert ended.returncode == 1
+    assert "x3 holds a run of another config" in ended.stderr
+    assert "config.data.split: the run has 1, now it is 0" in ended.stderr
     stored.write_text(text)
 
     (top / "x3").rename(folder / "elsewhere")
-    process = launch("--workdir=ensemble", "--mode=evaluate")
-    assert process.returncode == 1
-    assert "x3 holds no run (no config.json)" in process.stderr
+    ended = launch("--workdir=ensemble", "--mode=evaluate")
+    assert ended.returncode == 1
+    assert "x3 holds no run (no config.json)" in ended.stderr
     assert not (top / "x3").exists()
 
 
 def test_no_split_begins_where_a_later_one_cannot(launch, config, folder):
     (folder / "half" / "split-1").mkdir(parents=True)
     (folder / "half" / "split-1" / "chapter1.tex").write_text("Introduction")
-    process = launch(*config, "--num_splits=2", "--workdir=half")
-    assert process.returncode != 0
-    assert "split-1 is not empty and holds no run" in process.stderr
+    ended = launch(*config, "--num_splits=2", "--workdir=half")
+    assert ended.returncode != 0
+    assert "split-1 is not empty and holds no run" in ended.stderr
     assert not (folder / "half" / "split-0").exists()
 
 
@@ -374,27 +409,27 @@ def test_a_run_of_another_protocol_is_left_alone(finished, launch, config, folde
     changed = json.loads(text)
     changed["counts"]["query"]["images"] = 99
     manifest.write_text(json.dumps(changed))
-    process = launch(*config, "--workdir=finished")
-    assert process.returncode != 0
-    assert "was begun under another protocol" in process.stderr
-    assert "manifest.counts.query.images: the run has 99, now it is 8" in process.stderr
+    ended = launch(*config, "--workdir=finished")
+    assert ended.returncode != 0
+    assert "was begun under another protocol" in ended.stderr
+    assert "manifest.counts.query.images: the run has 99, now it is 8" in ended.stderr
     assert json.loads(manifest.read_text()) == changed
     manifest.write_text(text)
 
 
 def test_an_unknown_option_of_a_config_is_named(launch):
-    process = launch(f"--config={ROOT / 'configs' / 'ps_hrnet.py'}:mlr_viper,id_st")
-    assert process.returncode != 0
-    assert "unknown config option id_st; expected" in process.stderr
-    assert "Traceback" not in process.stderr
+    ended = launch(f"--config={ROOT / 'configs' / 'ps_hrnet.py'}:mlr_viper,id_st")
+    assert ended.returncode != 0
+    assert "unknown config option id_st; expected" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_workdir_that_holds_something_else_is_refused(launch, config, folder):
     (folder / "thesis").mkdir()
     (folder / "thesis" / "chapter1.tex").write_text("Introduction")
-    process = launch(*config, "--workdir=thesis")
-    assert process.returncode != 0
-    assert "is not empty and holds no run" in process.stderr
+    ended = launch(*config, "--workdir=thesis")
+    assert ended.returncode != 0
+    assert "is not empty and holds no run" in ended.stderr
     assert [p.name for p in (folder / "thesis").iterdir()] == ["chapter1.tex"]
 
 
@@ -418,8 +453,8 @@ def baseline(folder, narrow_resnet):
 
 def test_weights_of_a_file_are_evaluated_without_a_run(launch, baseline, folder):
     weights, workdir = folder / "resnet.pth", folder / "imported"
-    process = launch(*baseline, "--workdir=imported", "--mode=evaluate")
-    assert process.returncode == 0, process.stderr
+    ended = launch(*baseline, "--workdir=imported", "--mode=evaluate")
+    assert ended.returncode == 0, ended.stderr
     results = json.loads((workdir / "results.json").read_text())
     assert (results["phase"], results["step"]) == ("start", 0)
     content = weights.read_bytes()
@@ -429,13 +464,13 @@ def test_weights_of_a_file_are_evaluated_without_a_run(launch, baseline, folder)
     assert card["started_from_sha256"] == digest and card["training_data"] is None
 
     # It can be trained from the file, which is not needed any more then.
-    process = launch(*baseline, "--workdir=imported")
-    assert process.returncode == 0, process.stderr
+    ended = launch(*baseline, "--workdir=imported")
+    assert ended.returncode == 0, ended.stderr
     trained = json.loads((workdir / "results.json").read_text())
     assert trained["phase"] == "identity" and trained["step"] > 0
     weights.unlink()
-    process = launch("--workdir=imported", "--mode=evaluate")
-    assert process.returncode == 0, process.stderr
+    ended = launch("--workdir=imported", "--mode=evaluate")
+    assert ended.returncode == 0, ended.stderr
     assert json.loads((workdir / "results.json").read_text()) == trained
     weights.write_bytes(content)
 
