@@ -103,7 +103,7 @@ def _paper() -> ConfigDict:
     method.learning_rate_ffsr = 0.01
     method.learning_rate_rife = 0.01
     method.learning_rate_joint = 0.001
-    method.algorithm_ffsr = "sgd"
+    method.algorithm = "sgd"
     method.momentum = 0.9  # not given
     method.weight_decay = 5e-4  # not given
     method.milestones = (30,)
@@ -128,8 +128,8 @@ def _narrow(config: ConfigDict) -> None:
     method.epochs_ffsr = 10
     method.epochs_rife = 30
     method.epochs_joint = 15
-    method.algorithm_ffsr = "adam"  # SGD moves it hardly, without ImageNet's images
+    method.algorithm = "adam"  # SGD moves both networks hardly from scratch
     method.learning_rate_ffsr = 2e-3
-    method.learning_rate_rife = 0.05
-    method.learning_rate_joint = 0.005
+    method.learning_rate_rife = 2e-3
+    method.learning_rate_joint = 2e-4
     method.milestones = (20,)

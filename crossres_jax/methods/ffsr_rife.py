@@ -209,7 +209,7 @@ def build(
     learning_rate_ffsr: float = 0.01,
     learning_rate_rife: float = 0.01,
     learning_rate_joint: float = 0.001,
-    algorithm_ffsr: Literal["sgd", "adam"] = "sgd",
+    algorithm: Literal["sgd", "adam"] = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     milestones: Sequence[int] = (30,),
@@ -234,7 +234,7 @@ def build(
       beta: β of Eq. (9).
       epochs_ffsr, epochs_rife, epochs_joint: lengths of the three steps.
       learning_rate_ffsr, learning_rate_rife, learning_rate_joint: of the three steps.
-      algorithm_ffsr: of the first step; the others have SGD.
+      algorithm: of all steps.
       momentum, weight_decay, milestones, decay_factor: see `contract.Optimizer`, in all
         steps, but for the first, where nothing decays.
       dtype: "float32" or "bfloat16", type of the networks' computation.
@@ -373,6 +373,7 @@ def build(
 
     optimizer = partial(
         Optimizer,
+        algorithm=algorithm,
         momentum=momentum,
         weight_decay=weight_decay,
         milestones=tuple(milestones),
@@ -387,7 +388,6 @@ def build(
             optimizer=optimizer(
                 {"restorer": learning_rate_ffsr},
                 weight_decay=0.0,
-                algorithm=algorithm_ffsr,
             ),
             loss=loss_ffsr,
         ),
