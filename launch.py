@@ -228,7 +228,7 @@ def run_method(
 
     def embed(method, variables, sides, watch):
         for side, role in zip(sides, ("query", "gallery"), strict=True):
-            copy_rate = method.copy_rate if role == "gallery" else 0
+            copy_rate = method.gallery_rate if role == "gallery" else 0
             of_side = watch(pipeline.eval_batches(data, side, copy_rate), side)
             yield embed_images(method, variables, of_side, mesh, role=role)
 
@@ -322,7 +322,7 @@ def phase_batches(
         seed=zlib.crc32(source.encode()),
         start_step=start_step,
         num_steps=num_steps,
-        copy_rate=method.copy_rate,
+        copy_rate=method.training_rate,
     )
 
 

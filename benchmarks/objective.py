@@ -45,7 +45,7 @@ def embed(models, data, role):
     """What each model makes of one side: {name: pytree}, and the identities."""
     features = {}
     for name, (method, variables, _) in models.items():
-        copy_rate = method.copy_rate if role == "gallery" else 0
+        copy_rate = method.gallery_rate if role == "gallery" else 0
         method = dataclasses.replace(method, restore=None)  # no pictures are compared
         batches = pipeline.eval_batches(data, role, copy_rate)
         embedded = embed_images(method, variables, batches, make_mesh(), role=role)

@@ -328,5 +328,5 @@ def build(
         distance=cosine_distances if bot else euclidean_distances,
         squared=bot,
         restore=restore if restores else None,
-        backbone=Backbone(["backbone"], TABLES[backbone]),
+        backbone=Backbone({"backbone": TABLES[backbone]}),
     )

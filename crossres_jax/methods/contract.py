@@ -110,15 +110,13 @@ class Backbone:
     """Which part of a method starts from a published backbone, if there is one.
 
     Attributes:
-      components: the components that start from it, each from all of it.
-      table: rows (regex of the file's names, path in a component), as
-        `crossres_jax.pretrained.tables` has them.
+      components: component that starts from it → rows (regex of the file's names,
+        path in the component), as `crossres_jax.pretrained.tables` has them.
       skip: regex of paths in a component ("params/fc/kernel") that stay as they were
         initialised: a head that the file does not have.
     """
 
-    components: Sequence[str]
-    table: Sequence[tuple[str, str]]
+    components: Mapping[str, Sequence[tuple[str, str]]]
     skip: str = ""
 
 
@@ -131,7 +129,7 @@ class Method:
       phases: in the order in which they run.
       embed: `(variables, images, *, role, resolution) → pytree of (B, ...) arrays`.
         images (B, H, W, 3) in [0, 1]; role "query" or "gallery"; resolution (B,) in
-        (0, 1], 1 for an image that was not down-sampled. With a `copy_rate` the
+        (0, 1], 1 for an image that was not down-sampled. With a `gallery_rate` the
         gallery's come with `copies`: the images down-sampled by it and brought back.
       distance: `(query, gallery) → (Q, G)` from two such pytrees.
       squared: whether that is a squared Euclidean distance, up to a factor, as the
@@ -140,8 +138,9 @@ class Method:
         the method restores nothing.
       backbone: what imported weights fill; None where there is nothing to fill.
       tuples: what a training batch holds, "image" or "cross" tuples (docs/data.md).
-      copy_rate: the one rate of all synthetic LR copies, in training batches and for
-        the gallery; 0 for the protocol's rates in training and no copies of a gallery.
+      training_rate: the one rate of a training batch's synthetic LR copies; 0 for the
+        protocol's rates.
+      gallery_rate: that of the copies of a gallery; 0 for none.
     """
 
     init: Callable[..., Variables]
@@ -152,7 +151,8 @@ class Method:
     restore: Callable[..., Any] | None = None
     backbone: Backbone | None = None
     tuples: Literal["image", "cross"] = "image"
-    copy_rate: int = 0
+    training_rate: int = 0
+    gallery_rate: int = 0
 
 
 @dataclass(frozen=True)

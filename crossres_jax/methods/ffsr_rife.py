@@ -413,8 +413,7 @@ def build(
         distance=_distance,
         restore=restore if sr else None,
         backbone=Backbone(
-            components=["extractor"],
-            table=EXTRACTORS[extractor],
+            components={"extractor": EXTRACTORS[extractor]},
             skip=r"params/(fc|classifier)/.*|.*/weight_(low|high)/.*",
         ),
     )

@@ -309,8 +309,10 @@ def build(
     dtype = jnp.dtype(dtype)
     if backbone == "resnet":
         net = ResNet(int(width), tuple(num_blocks), last_stride, dtype)
+        table = tables.RESNET
     else:
         net, feature_size = OSNet(width, dtype=dtype), 0
+        table = tables.OSNET
     head = Head(num_classes, feature_size)
     fusion = FeatureFusion(num_classes, dropout)
     if restorer == "srcnn":
@@ -525,12 +527,10 @@ def build(
         embed=embed,
         distance=_distance,
         restore=restore if "restorer" in components else None,
-        backbone=Backbone(
-            components=[name for name in components if name in ("h", "l")],
-            table={"resnet": tables.RESNET, "osnet": tables.OSNET}[backbone],
-        ),
+        backbone=Backbone({name: table for name in components if name in ("h", "l")}),
         tuples="cross",
-        copy_rate=rate,
+        training_rate=rate,
+        gallery_rate=rate,
     )
 
 

@@ -456,8 +456,7 @@ def build(
         squared=True,
         restore=restore if restores else None,
         backbone=Backbone(
-            components=[name for name in components if name != "restorer"],
-            table=tables.HRNET,
+            {name: tables.HRNET for name in components if name != "restorer"},
             # Its own head, and ImageNet's, which it has not.
             skip=r"\w+/(fc1|fc2|bn|downsample\d|final)/.*",
         ),

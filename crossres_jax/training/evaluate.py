@@ -69,9 +69,9 @@ def embed_images(
       method: whose `embed` and, for queries, `restore` are used.
       variables: of the method.
       batches: dicts with `lr`, `hr` (B, H, W, 3) in [0, 1], `has_hr`, `valid` (B,)
-        bool, `pid`, `camid` (B,) int, `scale` and `resolution` (B,) float, and for a
-        method with a `copy_rate` the gallery's `synthetic_lr`; rows that are not valid
-        fill the last batch up and are dropped.
+        bool, `pid`, `camid` (B,) int, `scale` and `resolution` (B,) float, and, of the
+        gallery of a method with a `gallery_rate`, `synthetic_lr`; rows that are not
+        valid fill the last batch up and are dropped.
       mesh: the devices.
       role: "query" or "gallery".
 

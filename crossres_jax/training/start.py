@@ -30,11 +30,9 @@ def import_backbone(
     if method.backbone is None:
         raise ValueError("the method has no backbone that weights could be read into.")
     imported = {kind: dict(components) for kind, components in variables.items()}
-    for name in method.backbone.components:
+    for name, table in method.backbone.components.items():
         component = {kind: x[name] for kind, x in variables.items() if name in x}
-        merged = merge(
-            component, weights, method.backbone.table, skip=method.backbone.skip
-        )
+        merged = merge(component, weights, table, skip=method.backbone.skip)
         for kind, tree in merged.items():
             imported[kind][name] = tree
     return imported
