@@ -1,11 +1,12 @@
 """The convolutions of the project: PyTorch's geometry, quick on every back end.
 
-XLA compiles two kinds of convolution badly for the CPU (measured on 2 cores, the
+XLA compiles three kinds of convolution badly for the CPU (measured on 2 cores, the
 figures are in docs/results.md): a 1×1 convolution runs at half the speed of the same
-dot product, and a depthwise convolution many times slower than shifted multiply-adds.
-`Conv` therefore lowers these two as such on the CPU, where a depthwise one has stride
-1. On GPUs every convolution stays a convolution and goes to cuDNN. The parameters are
-the same in either case, so a checkpoint moves freely between the two.
+dot product, a depthwise convolution many times slower than shifted multiply-adds, and
+one whose result has but a few pixels many times slower than the dot product of its
+windows. `Conv` therefore lowers these as such on the CPU, where a depthwise one has
+stride 1. On GPUs every convolution stays a convolution and goes to cuDNN. The
+parameters are the same in either case, so a checkpoint moves freely between the two.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 # He initialisation over the fan out, as HRNet's and VDSR's authors use it:
 # N(0, sqrt(2 / (k² · C_out))).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+FEW_PIXELS = 8  # above, XLA's convolution is as quick as the dot product
 
 
 class Conv(nn.Module):
@@ -60,6 +63,8 @@ class Conv(nn.Module):
             y = _as_dot(x, kernel, self.strides)
         elif on_cpu and self.groups == channels == self.features and self.strides == 1:
             y = _as_shifts(x, kernel)
+        elif on_cpu and self.groups == 1 and _pixels(x, self.strides) <= FEW_PIXELS:
+            y = _as_windows(x, kernel, self.strides)
         else:
             y = _as_convolution(x, kernel, self.strides, self.groups)
         if self.use_bias:
@@ -111,6 +116,23 @@ def _as_convolution(x, kernel, strides, groups):
 
 def _as_dot(x, kernel, strides):
     return x[:, ::strides, ::strides] @ kernel[0, 0]
+
+
+def _pixels(x, strides):
+    """⌈H / strides⌉ · ⌈W / strides⌉."""
+    _, height, width, _ = x.shape
+    return -(-height // strides) * -(-width // strides)
+
+
+def _as_windows(x, kernel, strides):
+    k, (height, width) = kernel.shape[0], x.shape[1:3]
+    x = _pad(x, k)
+    taps = [
+        x[:, i : i + height : strides, j : j + width : strides]
+        for i in range(k)
+        for j in range(k)
+    ]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 @jax.custom_vjp

@@ -230,12 +230,14 @@ def test_upsample_nearest_repeats_pixels():
         (3, 2, 6, 6, 6),
         (3, 1, 2, 6, 4),
         (5, 1, 6, 6, 6),
+        (5, 2, 1, 6, 4),
     ],
 )
+@pytest.mark.parametrize("size", [(8, 6), (5, 3), (4, 2), (1, 1)])
 def test_convolution_is_the_same_on_every_back_end(
-    monkeypatch, kernel_size, strides, groups, channels, features
+    monkeypatch, size, kernel_size, strides, groups, channels, features
 ):
-    x = jax.random.normal(jax.random.key(0), (2, 8, 6, channels))
+    x = jax.random.normal(jax.random.key(0), (2, *size, channels))
     module = conv.Conv(features, kernel_size, strides, groups, use_bias=True)
     variables = module.init(jax.random.key(1), x)
 
