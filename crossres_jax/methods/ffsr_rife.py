@@ -168,7 +168,11 @@ class Extractor(nn.Module):
         maps, blocks = self.body(images, train=train)
         x = maps.astype(jnp.float32).mean(axis=(1, 2))
         features = nn.Dense(self.feature_size, name="fc")(x)
-        logits = nn.Dense(self.num_classes, name="classifier")(features)
+        logits = nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.normal(0.001),
+            name="classifier",
+        )(features)
         w_low, w_high = (
             jnp.array([getattr(block, name) for block in blocks], jnp.float32)
             for name in ("w_low", "w_high")
