@@ -9,8 +9,9 @@ half of Fig. 4, and (b) the gallery at full resolution. The figures of each run 
 `objective.json` in its folder; the plot PLOT-a.svg shows (a), PLOT-b.svg (b). Test
 images need a HR original, so that CAVIAR has no such figures.
 
-Models whose extractor weighs two streams (FFSR + RIFE) also show the mean weights of
-query and gallery images at each resolution, in PLOT-weights-NAME.svg.
+Models that weigh two streams (FFSR + RIFE) or judge the quality of two vectors (FTWA)
+also show the mean weights of the query images at each resolution, in
+PLOT-weights-NAME.svg.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from input_pipeline import pipeline
 RESOLUTIONS = [Fraction(n, 8) for n in range(1, 9)]
 CHUNK = 256  # queries whose distances are in memory
 CURVES = {"a": "r1 = r2 = r", "b": "r1 = r, r2 = 1"}
+WEIGHTS = {"w_low": "w^L", "w_high": "w^H", "w_lr": "w^LR", "w_hr": "w′^HR"}
 
 
 def embed(models, data, role):
@@ -66,13 +68,13 @@ def objective(distance, squared, query, gallery):
     )
 
 
-def stream_weights(*sides):
-    """{"w_low", "w_high"}: means over the images of both sides, one per block."""
-    models = [model for features, _ in sides for model in features.values()]
+def mean_weights(side):
+    """Key of `WEIGHTS` → means over the images of a side, one per block."""
+    features, _ = side
     return {
-        key: np.concatenate([model[key] for model in models]).mean(axis=0).tolist()
-        for key in ("w_low", "w_high")
-        if all(isinstance(model, dict) and key in model for model in models)
+        key: np.mean([model[key] for model in features.values()], axis=(0, 1)).tolist()
+        for key in WEIGHTS
+        if all(isinstance(x, dict) and key in x for x in features.values())
     }
 
 
@@ -101,7 +103,7 @@ def measure(folder):
         gallery = embed(models, smaller, "gallery") if r < 1 else full
         curves["a"].append(objective(distance, squared, query, gallery))
         curves["b"].append(objective(distance, squared, query, full))
-        weights.append(stream_weights(query, gallery))
+        weights.append(mean_weights(query))
     figures = {
         "manifest_sha256": data.manifest["sha256"],
         "resolutions": [float(r) for r in RESOLUTIONS],
@@ -174,15 +176,15 @@ def draw(plot, rows):
         chart(curve, lines, f"O(r1, r2) by resolution, {meaning}")
     for name, runs in rows.items():
         if all("weights" in run for run in runs):
-            weights = {
-                key: np.mean([[w[key] for w in run["weights"]] for run in runs], axis=0)
-                for key in ("w_low", "w_high")
-            }  # (resolutions, blocks)
-            lines = {
-                f"{label}, block {t + 1}": weights[key][:, t]
-                for key, label in (("w_low", "w^L"), ("w_high", "w^H"))
-                for t in range(weights[key].shape[1])
-            }
+            lines = {}
+            for key in runs[0]["weights"][0]:
+                of_runs = [[w[key] for w in run["weights"]] for run in runs]
+                mean = np.mean(of_runs, axis=0)  # (resolutions,) or (…, blocks)
+                if mean.ndim == 1:
+                    lines[WEIGHTS[key]] = mean
+                    continue
+                for t in range(mean.shape[1]):
+                    lines[f"{WEIGHTS[key]}, block {t + 1}"] = mean[:, t]
             slug = "".join(c if c.isalnum() else "-" for c in name.lower())
             chart(f"weights-{slug}", lines, f"{name}: weights by resolution")
 

@@ -15,16 +15,23 @@ from crossres_jax.training.state import split
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = {
     "baseline": (
-        *("", "hr", "bot,vdsr", "mlr_viper,gem,bot,vdsr_ca", "mlr_viper,hrnet_w32"),
-        *("market1501,osnet_x0_25", "mlr_viper,osnet_x1_0,bot,narrow"),
+        *("", "hr", "bot,vdsr", "mlr_viper,gem,bot,vdsr_ca", "hrnet_w32"),
+        *("market1501,osnet_x0_25", "mlr_viper,bot,narrow"),
     ),
     "ffsr_rife": (
         *("", "srcnn", "vdsr,no_joint_learning", "no_ffsr,two_resnets", "no_mask"),
         *("vr_market1501", "mlr_viper,two_weighted_resnets", "caviar,narrow,resnet"),
     ),
+    "ftwa": (
+        "",
+        "ftwa_r",
+        "mlr_market1501",
+        "mlr_viper,ftwa_b",
+        "caviar,narrow,baseline",
+    ),
     "jbim": (
         *("", "vdsr", "lim", "all_resolution", "no_synthetic", "him_lim"),
-        *("mlr_viper,osnet_x1_0", "mlr_market1501,sing", "caviar,narrow,osnet_x0_25"),
+        *("mlr_viper,osnet_x1_0", "mlr_market1501,sing", "caviar,narrow"),
     ),
     "ps_hrnet": (
         *("", "id", "id_sr", "hr"),
@@ -116,6 +123,23 @@ def test_the_released_code_as_an_option():
     assert config.method.margin == 0.3
     assert len(config.method.ps_set) == 6
     assert (config.data.num_ids, config.data.num_instances) == (6, 4)
+
+
+def test_the_papers_numbers_of_section_3_2():
+    config = _config("ftwa", "mlr_market1501")
+    tuples = config.data.num_ids * config.data.num_instances
+    assert config.data.tuples == "cross" and 2 * tuples == 64  # an HR and an LR image
+    assert _config("ftwa", "mlr_viper").data.num_ids == tuples
+    m = config.method
+    assert (m.margin, m.lambda_1, m.lambda_2, m.lambda_3) == (0.3, 3.0, 1.0, 0.1)
+    assert m.last_stride == 1
+    method = _build(config)
+    (phase,) = method.phases
+    assert phase.epochs == 120
+    optimizer = phase.optimizer
+    assert (optimizer.algorithm, optimizer.weight_decay) == ("adam", 5e-4)
+    assert {*optimizer.learning_rates.values()} == {7e-4}
+    assert (optimizer.milestones, optimizer.decay_factor) == ((40, 70), 0.2)
 
 
 def test_the_papers_numbers_of_section_5_2():

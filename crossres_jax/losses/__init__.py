@@ -14,6 +14,10 @@ from crossres_jax.losses.restoration import (
     mean_absolute_error,
     mean_squared_error,
 )
+from crossres_jax.losses.self_weighted import (
+    self_weighted_cross_entropy,
+    self_weighted_triplet,
+)
 
 __all__ = [
     "batch_hard_triplet",
@@ -25,5 +29,7 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "resolution_weighting",
+    "self_weighted_cross_entropy",
+    "self_weighted_triplet",
     "update_centers",
 ]

@@ -47,6 +47,7 @@ from crossres_jax.modules.srcnn import SRCNN
 from crossres_jax.modules.vdsr import VDSR
 from crossres_jax.ops.distances import euclidean_distances, l2_normalize
 from crossres_jax.ops.images import normalize
+from crossres_jax.ops.streams import apart, together
 from crossres_jax.pretrained import tables
 
 COMPONENTS = {
@@ -105,20 +106,6 @@ class FeatureFusion(nn.Module):
             name="classifier",
         )(dropped)
         return HeadOutputs(x, x, logits)
-
-
-def together(*streams: jax.Array) -> jax.Array:
-    """S streams of (B, ...) as one batch (S·B, ...), those of a sample side by side.
-
-    So a batch that is cut over several devices stays on them.
-    """
-    return jnp.stack(streams, axis=1).reshape(-1, *streams[0].shape[1:])
-
-
-def apart(x: jax.Array, num_streams: int) -> list[jax.Array]:
-    """The inverse of `together`."""
-    x = x.reshape(-1, num_streams, *x.shape[1:])
-    return [x[:, stream] for stream in range(num_streams)]
 
 
 def classification_loss(

@@ -115,6 +115,18 @@ RIFE = (
     (r"fc\.(weight|bias)", ""),
 )
 
+# methods.ftwa.ShallowEncoder and ReIDEncoder, which share a ResNet out.
+SHALLOW_RESNET = (
+    *_linear("conv1", "stem/conv1"),
+    *_norm("bn1", "stem/bn1"),
+    *_residual(r"layer1\.(\d+)", r"stage1/block\1"),
+    (r"(layer[234]|fc)\..*", ""),
+)
+DEEP_RESNET = (
+    *_residual(r"layer([234])\.(\d+)", r"stage\1/block\2"),
+    (r"(conv1|bn1|layer1|fc)\..*", ""),
+)
+
 # modules.osnet.OSNet ← the authors' files. A stream that has one layer (conv2a) does
 # not number it.
 _BLOCK = r"conv(\d)\.(\d)"

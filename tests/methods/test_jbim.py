@@ -288,14 +288,6 @@ def test_him_without_synthetic_images(batch):
     assert np.isfinite(joint.loss)
 
 
-def test_together_keeps_the_streams_of_a_sample_side_by_side():
-    streams = [np.arange(4) + 10 * s for s in range(3)]
-    joined = jbim.together(*streams)
-    assert joined.tolist()[:6] == [0, 10, 20, 1, 11, 21]
-    for stream, found in zip(streams, jbim.apart(joined, 3), strict=True):
-        np.testing.assert_array_equal(found, stream)
-
-
 def test_classification_loss_sums_the_means_of_the_streams():
     rng = np.random.default_rng(0)
     labels = np.array([0, 0, 1, 2])
