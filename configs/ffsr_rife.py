@@ -126,10 +126,10 @@ def _narrow(config: ConfigDict) -> None:
     method.vdsr_channels = 16
     method.vdsr_depth = 4
     method.epochs_ffsr = 10
-    method.epochs_rife = 30
+    method.epochs_rife = 55
     method.epochs_joint = 15
     method.algorithm = "adam"  # SGD moves both networks hardly from scratch
     method.learning_rate_ffsr = 2e-3
     method.learning_rate_rife = 2e-3
     method.learning_rate_joint = 2e-4
-    method.milestones = (20,)
+    method.milestones = (40,)
