@@ -136,12 +136,8 @@ class Stream(nn.Module):
     @nn.compact
     def __call__(self, vectors: jax.Array) -> Judgement:
         """(B, D) float32 → Judgement."""
-        logits = nn.Dense(
-            self.num_classes,
-            use_bias=False,
-            kernel_init=nn.initializers.normal(0.001),
-            name="classifier",
-        )(vectors)
+        classifier = nn.Dense(self.num_classes, use_bias=False, name="classifier")
+        logits = classifier(vectors)
         if not self.weighs:
             return Judgement(logits, jnp.ones(len(vectors)))
         x = nn.leaky_relu(nn.Dense(self.quality_size, name="quality1")(vectors))

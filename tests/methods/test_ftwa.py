@@ -186,8 +186,6 @@ def test_the_baseline_sees_each_image_once_and_knows_no_copies(batch):
     scalars = output.scalars
     total = 3 * scalars["loss_cls"] + scalars["loss_tri"]
     np.testing.assert_allclose(output.loss, total, rtol=1e-6)
-    # A classifier that starts near zero knows nothing.
-    np.testing.assert_allclose(scalars["loss_cls"], np.log(3), atol=0.02)
 
 
 @pytest.mark.parametrize("modeling", ["ftwa", "baseline"])
