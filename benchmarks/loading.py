@@ -132,6 +132,9 @@ def main():
             print("PyTorch is not installed: nothing to compare with.")
 
         from input_pipeline import pipeline
+        from input_pipeline.datasets import records
+
+        records.KEPT_BYTES = 0  # every image is decoded, as in PyTorch's
 
         def load(data):
             return pipeline.train_batches(data, seed=0, start_step=0, num_steps=10**6)

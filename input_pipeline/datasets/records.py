@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 SPLIT = "images"  # all of them; a protocol says who trains and who is searched
+KEPT_BYTES = 256 * 2**20  # of decoded pixels, so that small sets are decoded once
 
 
 class Index(NamedTuple):
@@ -46,6 +47,8 @@ class EncodedImages(Sequence):
     def __init__(self, builder):
         method = tfds.decode.DeserializeMethod.DESERIALIZE_NO_DECODE
         self._protos = builder.as_data_source(SPLIT, deserialize_method=method)
+        self.kept = {}  # position → pixels, of `read_pixels`
+        self.kept_bytes = 0
 
     def __len__(self):
         return len(self._protos)
@@ -104,7 +107,9 @@ def encode_png(pixels):
 
 
 def read_pixels(source, positions, names):
-    """Decoded pixels of stored images: a list of (H, W, 3) uint8 RGB.
+    """Decoded pixels of stored images: a list of (H, W, 3) uint8 RGB, read-only.
+
+    The first `KEPT_BYTES` of them stay in memory.
 
     Args:
       source: of `Records`.
@@ -114,13 +119,19 @@ def read_pixels(source, positions, names):
     Raises:
       ValueError: naming the image, if a record is damaged or cannot be decoded.
     """
+    found = {p: source.kept[p] for p in positions if p in source.kept}
+    name_of = dict(zip(positions, names, strict=True))
+    missing = [position for position in name_of if position not in found]
     try:
-        examples = source.__getitems__(positions)
+        examples = source.__getitems__(missing) if missing else []
     except RuntimeError:  # ArrayRecord's, which does not say whose
-        each = zip(positions, names, strict=True)
-        examples = [_read(source, position, f"{name}: ") for position, name in each]
-    examples = zip(examples, names, strict=True)
-    return [decode(example["image"], name) for example, name in examples]
+        examples = [_read(source, p, f"{name_of[p]}: ") for p in missing]
+    for position, example in zip(missing, examples, strict=True):
+        found[position] = pixels = decode(example["image"], name_of[position])
+        if source.kept_bytes + pixels.nbytes <= KEPT_BYTES:
+            source.kept[position] = pixels
+            source.kept_bytes += pixels.nbytes
+    return [found[position] for position in positions]
 
 
 def dataset_info(builder, description):

@@ -147,6 +147,25 @@ def test_damaged_record_is_named(tmp_path):
         records.read_pixels(source, list(range(len(source))), index.name)
 
 
+def test_the_first_pixels_are_kept_and_no_more_than_fit(tmp_path, monkeypatch):
+    builder = Pedestrians(config="tiny", data_dir=tmp_path)
+    index, source = records.open_records(builder)
+    decoded = []
+    decode = records.decode
+    monkeypatch.setattr(
+        records, "decode", lambda *args: decoded.append(args[1]) or decode(*args)
+    )
+    size = 3 * int(index.height[0] * index.width[0])
+    monkeypatch.setattr(records, "KEPT_BYTES", 2 * size)
+    first = records.read_pixels(source, [5, 3, 5, 8], index.name[[5, 3, 5, 8]])
+    again = records.read_pixels(source, [8, 3, 5], index.name[[8, 3, 5]])
+    assert decoded == [*index.name[[5, 3, 8]], index.name[8]]
+    for pixels, position in zip([*first, *again], (5, 3, 5, 8, 8, 3, 5), strict=True):
+        expected = decode(source[position]["image"], "")
+        np.testing.assert_array_equal(pixels, expected)
+        assert not pixels.flags.writeable
+
+
 def open_viper(manual_dir, cache_dir):
     return records.open_records(Viper(data_dir=cache_dir), manual_dir=str(manual_dir))
 
