@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import glob
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def draw(plot, rows):
                     continue
                 for t in range(mean.shape[1]):
                     lines[f"{WEIGHTS[key]}, block {t + 1}"] = mean[:, t]
-            slug = "".join(c if c.isalnum() else "-" for c in name.lower())
+            slug = re.sub(r"[^a-z0-9]+", "-", name.lower())
             chart(f"weights-{slug}", lines, f"{name}: weights by resolution")
 
 

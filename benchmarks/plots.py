@@ -6,7 +6,10 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 520, 320  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 56, 150, 48, 36  # margins; the legend stands on the right
-COLOURS = ("#0b5fa5", "#d1495b", "#2a9d4a", "#e09f3e", "#6a4c93", "#118ab2", "#555555")
+COLOURS = (
+    *("#0b5fa5", "#d1495b", "#2a9d4a", "#e09f3e"),
+    *("#6a4c93", "#118ab2", "#555555", "#c17bc1"),
+)
 
 
 def line_chart(
