@@ -72,6 +72,7 @@ def launch(folder):
     def run(*arguments):
         stdout, stderr = io.StringIO(), io.StringIO()
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        seconds = jax.config.jax_persistent_cache_min_compile_time_secs
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)  # those that the last call overrode
         flags.FLAGS.unparse_flags()
@@ -90,8 +91,10 @@ def launch(folder):
             except SystemExit as end:  # with a message, which Python prints
                 print(end.code, file=stderr)
                 code = 1
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
         return subprocess.CompletedProcess(
             arguments, code, stdout.getvalue(), stderr.getvalue()
         )

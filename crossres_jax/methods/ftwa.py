@@ -366,10 +366,10 @@ def build(
         vectors, valid = together(*map(vector, maps)), together(*valid)
         labels = jnp.repeat(batch["label"], len(maps))
         ((logits, _),) = judge(params, "stream_hr", vectors)
-        l_cls = masked_mean(
-            label_smoothed_cross_entropy(logits, labels, epsilon=label_smoothing),
-            valid,
+        cross_entropy = label_smoothed_cross_entropy(
+            logits, labels, epsilon=label_smoothing
         )
+        l_cls = 2 * masked_mean(cross_entropy, valid)  # as heavy as Eq. (5)
         l_tri = masked_mean(
             batch_hard_triplet(vectors, labels, margin=margin, valid=valid), valid
         )

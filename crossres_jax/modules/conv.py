@@ -5,8 +5,9 @@ figures are in docs/results.md): a 1×1 convolution runs at half the speed of th
 dot product, a depthwise convolution many times slower than shifted multiply-adds, and
 one whose result has but a few pixels many times slower than the dot product of its
 windows. `Conv` therefore lowers these as such on the CPU, where a depthwise one has
-stride 1. On GPUs every convolution stays a convolution and goes to cuDNN. The
-parameters are the same in either case, so a checkpoint moves freely between the two.
+stride 1 and one of few pixels a single group. On GPUs every convolution stays a
+convolution and goes to cuDNN. The parameters are the same in either case, so a
+checkpoint moves freely between the two.
 """
 
 from collections.abc import Callable

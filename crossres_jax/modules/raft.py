@@ -14,7 +14,7 @@ REDUCTION = 16  # of the attention
 
 
 class RAFTBlock(nn.Module):
-    """RAFTB: what is kept and what goes on, split three times, gated, and added.
+    """RAFTB: split three times into what is kept and what goes on; gated, and added.
 
     Fig. 2 names its operators and not their sizes; docs/methods.md has the reading.
 

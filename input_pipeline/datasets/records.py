@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import io
 import shutil
+import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,13 +49,21 @@ class EncodedImages(Sequence):
         method = tfds.decode.DeserializeMethod.DESERIALIZE_NO_DECODE
         self._protos = builder.as_data_source(SPLIT, deserialize_method=method)
         self.kept = {}  # position → pixels, of `read_pixels`
-        self.kept_bytes = 0
+        self._kept_bytes, self._lock = 0, threading.Lock()
 
     def __len__(self):
         return len(self._protos)
 
     def __getitem__(self, position):
         return self.__getitems__([position])[0]
+
+    def keep(self, position, pixels):
+        """Keeps the pixels of a record if there is room."""
+        with self._lock:
+            room = self._kept_bytes + pixels.nbytes <= KEPT_BYTES
+            if room and position not in self.kept:
+                self.kept[position] = pixels
+                self._kept_bytes += pixels.nbytes
 
     def __getitems__(self, positions):
         """Several at once, which takes a third of the time."""
@@ -128,9 +137,7 @@ def read_pixels(source, positions, names):
         examples = [_read(source, p, f"{name_of[p]}: ") for p in missing]
     for position, example in zip(missing, examples, strict=True):
         found[position] = pixels = decode(example["image"], name_of[position])
-        if source.kept_bytes + pixels.nbytes <= KEPT_BYTES:
-            source.kept[position] = pixels
-            source.kept_bytes += pixels.nbytes
+        source.keep(position, pixels)
     return [found[position] for position in positions]
 
 

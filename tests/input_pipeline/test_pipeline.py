@@ -369,7 +369,10 @@ class CorruptSource:
 
     def __init__(self, source, position):
         self.source, self.position = source, position
-        self.kept, self.kept_bytes = {}, 0
+        self.kept = {}
+
+    def keep(self, position, pixels):
+        pass
 
     def __getitems__(self, positions):
         images = [self.source[position]["image"] for position in positions]

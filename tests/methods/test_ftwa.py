@@ -189,8 +189,7 @@ def test_the_baseline_sees_each_image_once_and_knows_no_copies(batch):
 
 
 @pytest.mark.parametrize("modeling", ["ftwa", "baseline"])
-def test_what_stands_in_for_an_lr_image_enters_no_loss(batch, modeling):
-    """But the batch normalisation, so that the classifiers are asked alone."""
+def test_a_batch_without_lr_images_has_the_loss_of_the_others(batch, modeling):
     none = batch | {"has_lr": np.zeros(6, bool)}
     output, gradient = _step(modeling=modeling)(none)
     assert np.isfinite(output.loss)
@@ -239,8 +238,8 @@ def test_a_vector_of_bad_quality_is_weighted_down():
 
 def test_self_weighted_triplet_of_hand_worked_numbers():
     # One dimension. HR and v′_HR of persons 0, 1: 0, 10 and 1, 11. For each the
-    # hardest positive is 1 away, the hardest negative 9, 9, 9 or 10: margin 9 leaves
-    # 1, 1, 1, 1 where that is 9, and 0 where it is 10.
+    # hardest positive is 1 away, the hardest negative 10, 9, 9, 10: margin 9 leaves 0,
+    # 1, 1, 0.
     hr = (jnp.array([[0.0], [10.0]]), jnp.array([[1.0], [11.0]]))
     # LR and v′_LR: 0, 4 and 2, 6; positives 2, negatives 4, 2, 2, 4.
     lr = (jnp.array([[0.0], [4.0]]), jnp.array([[2.0], [6.0]]))
