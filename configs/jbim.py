@@ -1,6 +1,6 @@
 """JBIM (Zheng et al., IJCV 2021).
 
-The embedded demo, generated pedestrians and one narrow model (Rank-1 about 60%, four
+The embedded demo, generated pedestrians and one narrow model (Rank-1 about 60%, five
 minutes on two CPU cores; docs/results.md):
 
     python launch.py --config=configs/jbim.py
