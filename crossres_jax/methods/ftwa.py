@@ -291,16 +291,15 @@ def build(
 
     def vector(maps):
         """v: the mean of a map, (B, D)."""
-        return maps.astype(jnp.float32).mean(axis=(1, 2))
+        return maps.mean(axis=(1, 2))
 
     def transform(params, maps):
         """T, Eq. (3), computed in `dtype`, float32 result."""
         return raft.apply({"params": params["raft"]}, maps).astype(jnp.float32)
 
-    def judge(params, name, *vectors):
-        """Eq. (4) for each of several (B, D)."""
-        weights = {"params": params[name]}
-        return [stream.apply(weights, x) for x in vectors]
+    def judge(params, name, vectors):
+        """Eq. (4)."""
+        return stream.apply({"params": params[name]}, vectors)
 
     def loss_ftwa(params, batch_stats, batch, rng):
         """L_ReID = λ1 L_Cls^SWA + λ2 L_Tri^SWA + λ3 L_RAFT, Eq. (8)."""
@@ -320,8 +319,8 @@ def build(
         v_hr, v_lr, fake_v_hr, fake_v_lr = map(
             vector, (f_hr, f_lr, fake_f_hr, fake_f_lr)
         )
-        hr, fake_hr = judge(params, "stream_hr", v_hr, fake_v_hr)
-        lr, fake_lr = judge(params, "stream_lr", v_lr, fake_v_lr)
+        hr, fake_hr = (judge(params, "stream_hr", v) for v in (v_hr, fake_v_hr))
+        lr, fake_lr = (judge(params, "stream_lr", v) for v in (v_lr, fake_v_lr))
         of_hr_images, of_lr_images = (
             self_weighted_cross_entropy(
                 own.logits,
@@ -365,7 +364,7 @@ def build(
         maps, batch_stats = encode(params, batch_stats, images, train=True)
         vectors, valid = together(*map(vector, maps)), together(*valid)
         labels = jnp.repeat(batch["label"], len(maps))
-        ((logits, _),) = judge(params, "stream_hr", vectors)
+        logits, _ = judge(params, "stream_hr", vectors)
         cross_entropy = label_smoothed_cross_entropy(
             logits, labels, epsilon=label_smoothing
         )
@@ -404,15 +403,11 @@ def build(
             streams = {"encoder_hr": [images], "encoder_lr": [copies]}
             (f_hr, f_lr), _ = by_encoder(streams)
         v_hr, v_lr = vector(f_hr), vector(f_lr)
-        (hr,), (lr,) = (
-            judge(params, "stream_hr", v_hr),
-            judge(params, "stream_lr", v_lr),
-        )
         return {
             "hr": finish(v_hr),
             "lr": finish(v_lr),
-            "w_hr": hr.weights,
-            "w_lr": lr.weights,
+            "w_hr": judge(params, "stream_hr", v_hr).weights,
+            "w_lr": judge(params, "stream_lr", v_lr).weights,
         }
 
     trains = "|".join(components)
