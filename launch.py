@@ -322,7 +322,7 @@ def phase_batches(
         seed=zlib.crc32(source.encode()),
         start_step=start_step,
         num_steps=num_steps,
-        copy_rate=method.training_rate,
+        copy_rate=method.phases[phase].training_rate,
     )
 
 

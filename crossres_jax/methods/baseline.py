@@ -283,7 +283,8 @@ def build(
         outputs, _ = represent(params, batch_stats, images, train=())
         return outputs.bn_features
 
-    def restore(variables, images):
+    def restore(variables, images, *, resolution):
+        del resolution
         return denormalize(super_resolve(variables["params"], normalize(images)))
 
     optimizer = partial(

@@ -95,6 +95,8 @@ class Phase:
       loss: `(params, batch_stats, batch, rng) → LossOutput`, pure.
       starts_from: component → component whose parameters and statistics it copies when
         the phase begins. Components not named go on as the earlier phases left them.
+      training_rate: the one rate of a batch's synthetic LR copies; 0 for the
+        protocol's rates.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Phase:
     optimizer: Optimizer
     loss: Callable[[Any, Any, Mapping[str, Any], Any], LossOutput]
     starts_from: Mapping[str, str] = field(default_factory=dict)
+    training_rate: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,11 @@ class Method:
       distance: `(query, gallery) → (Q, G)` from two such pytrees.
       squared: whether that is a squared Euclidean distance, up to a factor, as the
         cosine distance is.
-      restore: `(variables, images) → images`, both (B, H, W, 3) in [0, 1]; None where
-        the method restores nothing.
+      restore: `(variables, images, *, resolution) → images`, both (B, H, W, 3) in
+        [0, 1], resolution as in `embed`; None where the method restores nothing.
       backbone: what imported weights fill; None where there is nothing to fill.
       tuples: what a training batch holds, "image" or "cross" tuples (docs/data.md).
-      training_rate: the one rate of a training batch's synthetic LR copies; 0 for the
-        protocol's rates.
-      gallery_rate: that of the copies of a gallery; 0 for none.
+      gallery_rate: the rate of the copies of a gallery; 0 for none.
     """
 
     init: Callable[..., Variables]
@@ -151,7 +152,6 @@ class Method:
     restore: Callable[..., Any] | None = None
     backbone: Backbone | None = None
     tuples: Literal["image", "cross"] = "image"
-    training_rate: int = 0
     gallery_rate: int = 0
 
 

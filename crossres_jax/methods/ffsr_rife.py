@@ -372,7 +372,8 @@ def build(
             features |= {"w_low": outputs.w_low.T, "w_high": outputs.w_high.T}
         return features
 
-    def restore(variables, images):
+    def restore(variables, images, *, resolution):
+        del resolution
         return denormalize(super_resolve(variables["params"], normalize(images)))
 
     optimizer = partial(

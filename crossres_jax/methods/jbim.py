@@ -459,7 +459,8 @@ def build(
             parts = [l2_normalize(part) for part in parts]
         return {"features": jnp.concatenate(parts, -1), "resolution": resolution}
 
-    def restore(variables, images):
+    def restore(variables, images, *, resolution):
+        del resolution
         return jnp.clip(super_resolve(variables["params"], images), 0.0, 1.0)
 
     optimizer = partial(
@@ -478,8 +479,9 @@ def build(
     of_him = "restorer|h|h_head" if "restorer" in components else "h|h_head"
     of_lim = "l|l_head"
     both = f"{of_him}|{of_lim}"
+    phase = partial(Phase, training_rate=rate)
     phases = (
-        Phase(
+        phase(
             name="restorer",
             trains="restorer",
             epochs=epochs_restorer if him_synthetic else 0,
@@ -488,9 +490,9 @@ def build(
             ),
             loss=loss_restorer,
         ),
-        Phase("him", of_him, epochs, separate({of_him: learning_rate}), loss_him),
-        Phase("lim", of_lim, epochs, separate({of_lim: learning_rate}), loss_lim),
-        Phase(
+        phase("him", of_him, epochs, separate({of_him: learning_rate}), loss_him),
+        phase("lim", of_lim, epochs, separate({of_lim: learning_rate}), loss_lim),
+        phase(
             name="joint",
             trains=f"{both}|ffn",
             epochs=epochs_joint,
@@ -516,7 +518,6 @@ def build(
         restore=restore if "restorer" in components else None,
         backbone=Backbone({name: table for name in components if name in ("h", "l")}),
         tuples="cross",
-        training_rate=rate,
         gallery_rate=rate,
     )
 

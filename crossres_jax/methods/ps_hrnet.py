@@ -416,7 +416,8 @@ def build(
         images = normalize(images)
         return l2_normalize(features(images) + features(mirror(images)))
 
-    def restore(variables, images):
+    def restore(variables, images, *, resolution):
+        del resolution
         return denormalize(super_resolve(variables["params"], normalize(images)))
 
     optimizer = partial(

@@ -15,7 +15,7 @@ def write_report(
     results: Mapping,
     evaluation: Evaluation,
     *,
-    restore: Callable[[np.ndarray], np.ndarray] | None,
+    restore: Callable[..., np.ndarray] | None,
     load: Callable[[str, Sequence[int]], Mapping[str, np.ndarray]],
 ) -> None:
     """Writes `index.html`, `ranked.png` and, if one restores, `restored.png`.
@@ -24,9 +24,10 @@ def write_report(
       directory: where to; made if missing.
       results: what `results.json` holds.
       evaluation: which queries are shown, and their nearest gallery images.
-      restore: images → images, both (N, H, W, 3) in [0, 1]; None if nothing restores.
-      load: `(side, rows) → lr, hr (N, H, W, 3), has_hr, pid, camid, scale (N,)` of
-        those rows of the query or gallery side.
+      restore: `(images, *, resolution) → images`, both (N, H, W, 3) in [0, 1]; None if
+        nothing restores.
+      load: `(side, rows) → lr, hr (N, H, W, 3), has_hr, pid, camid, scale, resolution
+        (N,)` of those rows of the query or gallery side.
     """
     directory.mkdir(parents=True, exist_ok=True)
     query = load("query", evaluation.shown)
@@ -44,7 +45,7 @@ def write_report(
     show = (query["scale"] > 1) & query["has_hr"]
     if restore and show.any():
         low, high = query["lr"][show], query["hr"][show]
-        restored = np.asarray(restore(low))
+        restored = np.asarray(restore(low, resolution=query["resolution"][show]))
         sheet = restorations(low, restored, high, query["scale"][show])
         sheet.save(directory / "restored.png")
         pictures["restored.png"] = "Low-resolution, restored and original queries"

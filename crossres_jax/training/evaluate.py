@@ -93,7 +93,9 @@ def embed_images(
         degraded = valid & np.asarray((batch["scale"] > 1) & batch["has_hr"])
         if restore and degraded.any():
             rows = _rows(degraded)
-            restored = rows(restore(variables, batch["lr"]))
+            restored = rows(
+                restore(variables, batch["lr"], resolution=batch["resolution"])
+            )
             quality.append(_quality(restored, rows(batch["lr"]), rows(batch["hr"])))
     if not features:
         raise ValueError(f"expected images on the {role} side, found none.")

@@ -147,7 +147,8 @@ def _noisy(params):
 
 def test_untrained_ffsr_returns_its_input(batch):
     params = AutoEncoder(4, 4).init(jax.random.key(0), batch["hr"])["params"]
-    restored = _build().restore({"params": {"restorer": params}}, batch["hr"])
+    variables = {"params": {"restorer": params}}
+    restored = _build().restore(variables, batch["hr"], resolution=None)
     np.testing.assert_allclose(restored, batch["hr"], atol=1e-6)
 
 

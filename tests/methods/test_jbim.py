@@ -93,7 +93,8 @@ def test_each_modeling_has_its_parts(modeling, phases, components):
     assert [phase.name for phase in method.phases] == phases
     assert method.tuples == "cross"
     rate = 0 if modeling == "all_resolution" else 2
-    assert method.training_rate == method.gallery_rate == rate
+    assert {phase.training_rate for phase in method.phases} == {rate}
+    assert method.gallery_rate == rate
     params = _variables(modeling=modeling)["params"]
     assert len(params) == components
     assert (method.restore is None) == ("restorer" not in params)

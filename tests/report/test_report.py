@@ -30,17 +30,18 @@ def test_restorations_have_one_column_per_image():
 
 def test_report_is_a_page_with_its_pictures(tmp_path):
     def load(side, rows):
-        n = len(rows)
+        n, scale = len(rows), 2 if side == "query" else 1
         return {
             "lr": _images(n),
             "hr": _images(n) / 2,
             "has_hr": np.ones(n, bool),
             "pid": np.arange(n),
             "camid": np.zeros(n, int),
-            "scale": np.full(n, 2 if side == "query" else 1),
+            "scale": np.full(n, scale),
+            "resolution": np.full(n, 1 / scale),
         }
 
-    options = {"restore": lambda images: images, "load": load}
+    options = {"restore": lambda images, *, resolution: images, "load": load}
     results = {
         "method": "ps_hrnet",
         "protocol": "<mlr>",

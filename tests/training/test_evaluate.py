@@ -20,7 +20,7 @@ METHOD = Method(
     phases=(),
     embed=_embed,
     distance=euclidean_distances,
-    restore=lambda variables, images: images,
+    restore=lambda variables, images, *, resolution: images,
 )
 
 
