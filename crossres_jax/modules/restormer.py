@@ -58,11 +58,11 @@ class MDTA(nn.Module):
         temperature = self.param("temperature", ones, (self.num_heads, 1, 1))
 
         qkv = conv(3 * channels, kernel_size=1, name="qkv")(x)
-        qkv = conv(3 * channels, groups=3 * channels, name="qkv_depthwise")(qkv)
+        qkv = conv(3 * channels, groups=3 * channels, name="qkv_dwconv")(qkv)
         heads = batch, height * width, self.num_heads, channels // self.num_heads
         q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
         y = transposed_attention(q, k, v, temperature).reshape(x.shape)
-        return conv(channels, kernel_size=1, name="out")(y)
+        return conv(channels, kernel_size=1, name="project_out")(y)
 
 
 class GDFN(nn.Module):
@@ -80,11 +80,11 @@ class GDFN(nn.Module):
         channels = x.shape[-1]
         both = 2 * int(EXPANSION * channels)
         conv = partial(Conv, kernel_init=uniform_fan_in, dtype=self.dtype)
-        y = conv(both, kernel_size=1, name="in")(x)
-        y = conv(both, groups=both, name="depthwise")(y)
+        y = conv(both, kernel_size=1, name="project_in")(x)
+        y = conv(both, groups=both, name="dwconv")(y)
         gate, y = jnp.split(y, 2, axis=-1)
         y = nn.gelu(gate, approximate=False) * y
-        return conv(channels, kernel_size=1, name="out")(y)
+        return conv(channels, kernel_size=1, name="project_out")(y)
 
 
 class RestormerBlock(nn.Module):
