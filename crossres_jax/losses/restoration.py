@@ -1,4 +1,4 @@
-"""Losses between restored and original pictures."""
+"""Losses between restored and original pictures, or maps."""
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,33 @@ def mean_squared_error(
     """
     squares = _difference(restored, originals) ** 2
     return squares.mean(axis=tuple(range(1, squares.ndim)))
+
+
+def smooth_l1(
+    restored: jax.Array | np.ndarray,
+    originals: jax.Array | np.ndarray,
+    *,
+    beta: float = 1.0,
+) -> jax.Array:
+    """Mean over elements of d² / 2β where |d| < β, and of |d| − β/2 elsewhere.
+
+    Girshick, arXiv:1504.08083, Eq. (3). DGRL's Eq. (5), between features, prints the
+    sum; its weight γ = 5 goes with the mean.
+
+    Args:
+      restored: (B, ...) float.
+      originals: (B, ...) float, of the same shape; both get a gradient.
+      beta: β, positive, in units of the elements.
+
+    Returns:
+      (B,) float32.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    d = jnp.abs(_difference(restored, originals))
+    values = jnp.where(d < beta, d**2 / (2 * beta), d - beta / 2)
+    return values.mean(axis=tuple(range(1, values.ndim)))
 
 
 def foreground_mse(

@@ -1,5 +1,6 @@
-"""Attention over channels."""
+"""Attention over channels, and among positions."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from crossres_jax.modules.conv import Conv
+from crossres_jax.modules.residual import batch_norm
 
 
 class ChannelAttention(nn.Module):
@@ -37,3 +39,37 @@ class ChannelAttention(nn.Module):
             nn.relu(z)
         )
         return x * nn.sigmoid(z + self.gate_bias)  # Eqs. (3), (2)
+
+
+class NonLocal(nn.Module):
+    """x + BN(W y) with y = (θ φᵀ / N) g: every position looks at all N of them.
+
+    Wang et al., arXiv:1711.07971, Eqs. (1), (4) and (6), as AGW uses it (Ye et al.,
+    arXiv:2001.04193, sec. 4): the affinities are divided by N and see no softmax, and
+    the normalisation starts at zero, so that the block starts as the identity.
+
+    Attributes:
+      inner: channels of θ, φ and g; None takes half of the input's. AGW's released
+        code has 1, which its authors call an oversight.
+      dtype: type of the computation.
+    """
+
+    inner: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """(B, H, W, C) → (B, H, W, C)."""
+        batch, height, width, channels = x.shape
+        inner = self.inner or channels // 2
+        conv = partial(Conv, kernel_size=1, use_bias=True, dtype=self.dtype)
+        theta, phi, g = (
+            conv(inner, name=name)(x).reshape(batch, height * width, inner)
+            for name in ("theta", "phi", "g")
+        )
+        # Without a softmax the product is associative: einsum takes the cheaper order.
+        y = jnp.einsum("bnc,bmc,bmd->bnd", theta, phi / (height * width), g)
+        y = conv(channels, name="out")(y.reshape(batch, height, width, inner))
+        zeros = nn.initializers.zeros
+        norm = batch_norm(train=train, dtype=self.dtype)
+        return x + norm(scale_init=zeros, bias_init=zeros, name="bn")(y)

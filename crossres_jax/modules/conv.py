@@ -20,6 +20,9 @@ import jax.numpy as jnp
 # He initialisation over the fan out, as HRNet's and VDSR's authors use it:
 # N(0, sqrt(2 / (k² · C_out))).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# PyTorch's own, for networks whose authors leave it at that: uniform within
+# ±1 / sqrt(k² · C_in / groups).
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 FEW_PIXELS = 8  # above, XLA's convolution is as quick as the dot product
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossres_jax.modules.attention import NonLocal
 from crossres_jax.modules.conv import Conv
 from crossres_jax.modules.pooling import max_pool
 from crossres_jax.modules.residual import Bottleneck, batch_norm
@@ -26,12 +27,15 @@ class ResNet(nn.Module):
       last_stride: stride of the last stage. 1 keeps its map as large as the one before,
         as re-identification prefers it (Luo et al., arXiv:1903.07071, sec. 3.4).
       dtype: type of the computation.
+      num_non_local: how many of the last bottlenecks of each stage a `NonLocal` block
+        follows, all of them if there are fewer; (0, 2, 3, 0) is AGW's.
     """
 
     width: int = 64
     num_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     last_stride: int = 2
     dtype: Any = jnp.float32
+    num_non_local: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
@@ -44,9 +48,16 @@ class ResNet(nn.Module):
         strides = (1, 2, 2, self.last_stride)
         stages = []
         for i, num_blocks in enumerate(self.num_blocks):
-            planes = self.width * 2**i
-            name = f"layer{i + 1}_"
-            x = _stage(x, planes, num_blocks, strides[i], self.dtype, name, train=train)
+            x = _stage(
+                x,
+                self.width * 2**i,
+                num_blocks,
+                strides[i],
+                self.dtype,
+                self.num_non_local[i],
+                f"layer{i + 1}_",
+                train=train,
+            )
             stages.append(x)
         return tuple(stages)
 
@@ -76,12 +87,14 @@ class ResNetStage(nn.Module):
       num_blocks: how many there are.
       strides: of the first of them.
       dtype: type of the computation.
+      num_non_local: how many of the last of them a `NonLocal` block follows.
     """
 
     planes: int
     num_blocks: int
     strides: int = 1
     dtype: Any = jnp.float32
+    num_non_local: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -92,6 +105,7 @@ class ResNetStage(nn.Module):
             self.num_blocks,
             self.strides,
             self.dtype,
+            self.num_non_local,
             "block",
             train=train,
         )
@@ -104,9 +118,12 @@ def _stem(images, width, dtype, *, train):
     return max_pool(x)
 
 
-def _stage(x, planes, num_blocks, strides, dtype, name, *, train):
-    """The bottlenecks of a stage, in the module that calls it."""
+def _stage(x, planes, num_blocks, strides, dtype, num_non_local, name, *, train):
+    """The blocks of a stage, in the module that calls it."""
     for b in range(num_blocks):
         block = Bottleneck(planes, strides if b == 0 else 1, dtype, name=f"{name}{b}")
         x = block(x, train=train)
+        if b >= num_blocks - num_non_local:
+            non_local = NonLocal(dtype=dtype, name=f"{name}{b}_non_local")
+            x = non_local(x, train=train)
     return x

@@ -143,6 +143,22 @@ OSNET = (
     (r"classifier\.(weight|bias)", ""),
 )
 
+# modules.rcan.RCAN ← the authors' files, made for pixels of 0 to 255 less their mean.
+_RCAN_BLOCK = r"body\.(\d+)\.body\.(\d+)\.body"
+RCAN = (
+    *_linear(r"head\.0", "first"),
+    *_linear(rf"{_RCAN_BLOCK}\.0", r"group\1/block\2/conv1"),
+    *_linear(rf"{_RCAN_BLOCK}\.2", r"group\1/block\2/conv2"),
+    *_linear(rf"{_RCAN_BLOCK}\.3\.conv_du\.0", r"group\1/block\2/attention/down"),
+    *_linear(rf"{_RCAN_BLOCK}\.3\.conv_du\.2", r"group\1/block\2/attention/up"),
+    *_linear(r"body\.(\d+)\.body\.\d+", r"group\1/conv"),
+    *_linear(r"body\.\d+", "conv"),
+    *_linear(r"tail\.0\.0", "up0"),
+    *_linear(r"tail\.0\.2", "up1"),
+    *_linear(r"tail\.1", "last"),
+    (r"(sub|add)_mean\.(weight|bias)", ""),
+)
+
 # modules.vdsr.VDSR(squeeze=0) ← the PyTorch VDSR on the luminance channel whose 20
 # convolutions are `input`, `residual_layer` and `output`.
 VDSR = (

@@ -2,16 +2,20 @@
 
     pip install torch numpy && python tests/golden/make_golden.py
 
-The four networks below are written from the papers in PyTorch, apart from the library
-and in float64, with the names of the published weight files; recipe.py gives their
-weights and their images. The files were made with torch 2.13 and hold
+The networks and blocks below are written from the papers in PyTorch, apart from the
+library and in float64, with the names of the published weight files; recipe.py gives
+their weights and their images. The files were made with torch 2.13 and hold
 
   tensors: JSON, {name: shape} of the state dict;
   shape: of the images (B, H, W, C);
-  the outputs, with channels last, of which every fourth where that is said.
+  the outputs, with channels last, of which every fourth where that is said;
+  projections, in some: for each parameter's gradient its scalar product with
+    noise("probe " + name), and its norm.
 """
 
 import json
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +306,137 @@ class VDSR(nn.Module):
         return x + self.output(self.residual_layer(functional.relu(self.input(x))))
 
 
+# RCAN, arXiv:1807.02758; the authors' names, without their fixed shifts of the mean.
+
+
+class Excite(nn.Module):
+    """A weight in (0, 1) per image and channel."""
+
+    def __init__(self, width, squeeze):
+        super().__init__()
+        down, up = (
+            conv(width, squeeze, 1, bias=True),
+            conv(squeeze, width, 1, bias=True),
+        )
+        self.conv_du = nn.Sequential(down, nn.ReLU(), up, nn.Sigmoid())
+
+    def forward(self, x):
+        return x * self.conv_du(x.mean((2, 3), keepdim=True))
+
+
+class Residual(nn.Module):
+    """A sequence of layers, and its input."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class RCAN(nn.Module):
+    """Two groups of two blocks."""
+
+    def __init__(self, scale, width=16, squeeze=4):
+        super().__init__()
+        same = partial(conv, width, width, bias=True)
+
+        def block():
+            return Residual(same(), nn.ReLU(), same(), Excite(width, squeeze))
+
+        self.head = nn.Sequential(conv(3, width, bias=True))
+        groups = [Residual(block(), block(), same()) for _ in range(2)]
+        self.body = nn.Sequential(*groups, same())
+        up = []
+        for factor in {3: [3], 4: [2, 2]}[scale]:
+            up += [
+                conv(width, width * factor**2, bias=True),
+                nn.PixelShuffle(factor),
+            ]
+        self.tail = nn.Sequential(nn.Sequential(*up), conv(width, 3, bias=True))
+
+    def forward(self, x):
+        x = self.head(x)
+        return self.tail(x + self.body(x))
+
+
+# Restormer's block, arXiv:2111.09881; the authors' names.
+
+
+class MDTA(nn.Module):
+    """Attention among the channels of each of four heads."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(4, 1, 1))
+        self.qkv = conv(width, 3 * width, 1)
+        self.qkv_dwconv = conv(3 * width, 3 * width, groups=3 * width)
+        self.project_out = conv(width, width, 1)
+
+    def forward(self, x):
+        heads = self.qkv_dwconv(self.qkv(x)).unflatten(1, (3, 4, -1)).flatten(-2)
+        q, k, v = heads.unbind(1)  # (B, 4, channels of a head, positions)
+        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        attention = torch.softmax(self.temperature * (q @ k.mT), dim=-1)
+        return self.project_out((attention @ v).flatten(1, 2).view_as(x))
+
+
+class GDFN(nn.Module):
+    """One half, through a GELU, times the other."""
+
+    def __init__(self, width):
+        super().__init__()
+        hidden = int(2.66 * width)
+        self.project_in = conv(width, 2 * hidden, 1)
+        self.dwconv = conv(2 * hidden, 2 * hidden, groups=2 * hidden)
+        self.project_out = conv(hidden, width, 1)
+
+    def forward(self, x):
+        a, b = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(functional.gelu(a) * b)
+
+
+class RestormerBlock(nn.Module):
+    """Both behind a normalisation of every pixel."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.norm1, self.norm2 = (
+            nn.Sequential(OrderedDict(body=nn.LayerNorm(width))) for _ in range(2)
+        )
+        self.attn, self.ffn = MDTA(width), GDFN(width)
+
+    def forward(self, x):
+        for norm, layer in ((self.norm1, self.attn), (self.norm2, self.ffn)):
+            x = x + layer(norm(x.movedim(1, -1)).movedim(-1, 1))
+        return x
+
+
+# The non-local block of AGW, arXiv:2001.04193; the authors' names.
+
+
+class NonLocal(nn.Module):
+    """With all affinities between positions."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.g, self.theta, self.phi = (
+            conv(width, width // 2, 1, bias=True) for _ in range(3)
+        )
+        self.W = nn.Sequential(
+            conv(width // 2, width, 1, bias=True), nn.BatchNorm2d(width)
+        )
+
+    def forward(self, x):
+        g, theta, phi = (
+            layer(x).flatten(2) for layer in (self.g, self.theta, self.phi)
+        )
+        affinity = theta.mT @ phi / g.shape[2]  # (B, positions, positions)
+        y = (affinity @ g.mT).mT.unflatten(2, x.shape[2:])
+        return x + self.W(y)
+
+
 def build(network, shape):
     """The network with its recipe's weights, and its images, in float64."""
     model = network().eval()
@@ -326,6 +461,15 @@ def save(name, shapes, shape, **arrays):
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB, spread {spread}")
 
 
+def project(parameters):
+    """The projections of the parameters' gradients."""
+    rows = []
+    for name, x in parameters.items():
+        probe = torch.from_numpy(recipe.noise(f"probe {name}", tuple(x.shape)))
+        rows.append([float((x.grad * probe).sum()), float(x.grad.norm())])
+    return torch.tensor(rows)
+
+
 def resnet50(shape=(2, 64, 32, 3)):
     """Every fourth channel of the four stages."""
     model, images, shapes = build(ResNet50, shape)
@@ -343,8 +487,7 @@ def osnet(shape=(8, 64, 32, 3)):
       order of `tensors`.
     counts: for each of them the number n of values per channel. PyTorch's running
       variance has the factor n / (n - 1) over the batch's.
-    projections: for each parameter's gradient of the cross entropy of label i for image
-      i its scalar product with noise("probe " + name), and its norm.
+    projections: of the gradients of the cross entropy of label i for image i.
     gradient NAME: a whole gradient, in PyTorch's layout.
     """
     model, images, shapes = build(OSNet, shape)
@@ -362,17 +505,6 @@ def osnet(shape=(8, 64, 32, 3)):
     counts = dict(counts)
     parameters = dict(model.named_parameters())
     running = {k: x for k, x in model.state_dict().items() if "running" in k}
-    probes = [
-        torch.from_numpy(recipe.noise(f"probe {name}", tuple(x.shape)))
-        for name, x in parameters.items()
-    ]
-    gradients = [x.grad for x in parameters.values()]
-    projections = torch.tensor(
-        [
-            [float((g * p).sum()), float(g.norm())]
-            for g, p in zip(gradients, probes, strict=True)
-        ]
-    )
     save(
         "osnet_x0_25",
         shapes,
@@ -386,7 +518,7 @@ def osnet(shape=(8, 64, 32, 3)):
         counts=torch.tensor(
             [counts[model.get_submodule(k.rpartition(".")[0])] for k in running]
         ),
-        projections=projections,
+        projections=project(parameters),
         **{f"gradient {name}": parameters[name].grad for name in WHOLE},
     )
 
@@ -403,7 +535,24 @@ def vdsr(shape=(2, 32, 16, 1)):
     save("vdsr", shapes, shape, restored=model(images).permute(0, 2, 3, 1))
 
 
+def part(name, network, shape):
+    """Output; and projections of the gradients of its mean square in train mode."""
+    model, images, shapes = build(network, shape)
+    output = model(images).permute(0, 2, 3, 1)
+    model.train()(images).square().mean().backward()
+    projections = project(dict(model.named_parameters()))
+    save(name, shapes, shape, output=output, projections=projections)
+
+
+def parts():
+    """The files of `part`."""
+    part("rcan_x3", partial(RCAN, 3), (1, 16, 8, 3))
+    part("rcan_x4", partial(RCAN, 4), (1, 8, 8, 3))
+    part("restormer", RestormerBlock, (2, 16, 8, 16))
+    part("non_local", NonLocal, (2, 16, 8, 16))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for make in (resnet50, osnet, hrnet, vdsr):
+    for make in (resnet50, osnet, hrnet, vdsr, parts):
         make()

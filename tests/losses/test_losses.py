@@ -111,6 +111,64 @@ def test_triplet_gradient_is_finite_where_all_features_are_equal(pids):
     assert np.isfinite(gradient).all()
 
 
+# --- weighted_regularized_triplet
+
+
+def test_weighted_regularized_triplet_of_hand_worked_numbers():
+    # On a line, in units of log 3: identity 0 at 0 and 1, identity 1 at 2 and 3.
+    features = jnp.log(jnp.array([[1.0], [3.0], [9.0], [27.0]]))
+    loss = losses.weighted_regularized_triplet(features, jnp.array([0, 0, 1, 1]))
+    # Anchor 0: positives at distances 0 and 1 with weights 1/4 and 3/4, negatives at 2
+    # and 3 with weights 3/4 and 1/4; anchor 1: negatives at 1 and 2.
+    expected = np.log1p(3.0 ** np.array([3 / 4 - 9 / 4, 3 / 4 - 5 / 4]))
+    np.testing.assert_allclose(loss, [*expected, *expected[::-1]], rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weighted_regularized_triplet_equals_a_slow_loop(seed):
+    features, pids = _random_features(seed)
+    expected = []
+    for a, pid in enumerate(pids):
+        sums = {}
+        for same in (True, False):
+            members = [
+                f for f, p in zip(features, pids, strict=True) if same == (p == pid)
+            ]
+            distances = np.array([np.linalg.norm(features[a] - f) for f in members])
+            weights = np.exp(distances if same else -distances)
+            sums[same] = (weights * distances).sum() / weights.sum()
+        expected.append(np.log(1 + np.exp(sums[True] - sums[False])))
+    loss = jax.jit(losses.weighted_regularized_triplet)(features, pids)
+    np.testing.assert_allclose(loss, expected, rtol=TOLERANCE)
+
+
+def test_rows_that_are_not_valid_are_in_no_weighted_triplet():
+    features, pids = _random_features(7)
+    valid = np.array([1, 1, 0] * 4, bool)
+    loss = losses.weighted_regularized_triplet(features, pids, valid=valid)
+    expected = losses.weighted_regularized_triplet(features[valid], pids[valid])
+    np.testing.assert_allclose(loss[valid], expected, rtol=TOLERANCE)
+    np.testing.assert_array_equal(loss[~valid], 0.0)
+
+
+def test_an_anchor_is_its_own_positive_but_needs_a_negative():
+    features = jnp.array([[0.0], [1.0], [2.0]])
+    loss = losses.weighted_regularized_triplet(features, jnp.array([0, 1, 2]))
+    np.testing.assert_allclose(loss[1], np.log1p(np.exp(-1.0)), rtol=TOLERANCE)
+    loss = losses.weighted_regularized_triplet(features, jnp.array([0, 0, 0]))
+    np.testing.assert_array_equal(loss, 0.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e6])
+@pytest.mark.parametrize("pids", [[0, 0, 1, 1], [0, 1, 2, 3], [0, 0, 0, 0]])
+def test_weighted_triplet_gradient_is_finite_at_the_edges(pids, scale):
+    features = scale * jnp.arange(12.0).reshape(4, 3)
+    loss, gradient = jax.value_and_grad(
+        lambda f: losses.weighted_regularized_triplet(f, jnp.array(pids)).sum()
+    )(features)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
 # --- center_loss and update_centers
 
 
@@ -159,7 +217,7 @@ def test_masked_mean_counts_what_the_mask_shows():
     np.testing.assert_array_equal(gradient, [0.5, 0.0, 0.5])
 
 
-# --- mean_absolute_error and feature_alignment
+# --- mean_absolute_error, smooth_l1, feature_alignment and mutual_kl
 
 
 def test_mean_absolute_error_of_hand_worked_numbers():
@@ -170,10 +228,57 @@ def test_mean_absolute_error_of_hand_worked_numbers():
     )
 
 
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [(1.0, [(3.5 + 0.125) / 4, 0.125]), (2.0, [(3.0 + 0.0625) / 4, 0.0625])],
+)
+def test_smooth_l1_of_hand_worked_numbers(beta, expected):
+    x = jnp.array([[4.0, -0.5, 0.0, 0.0], [0.5, -0.5, 0.5, -0.5]])
+    loss, y = losses.smooth_l1, jnp.zeros((2, 4))
+    np.testing.assert_allclose(loss(x, y, beta=beta), expected)
+    gradient = jax.grad(lambda x, y: loss(x, y, beta=beta).sum(), (0, 1))(x, y)
+    # d / β, at most 1, of 4 elements: the pieces meet at β with the same slope.
+    np.testing.assert_allclose(gradient[0], np.clip(x / beta, -1, 1) / 4)
+    np.testing.assert_allclose(gradient[1], -gradient[0])
+
+
 def test_feature_alignment_adds_one_mean_per_feature():
     high = [jnp.zeros((2, 4)), jnp.zeros((2, 2))]
     low = [jnp.ones((2, 4)), jnp.array([[3.0, 1.0], [0.0, 0.0]])]
     np.testing.assert_allclose(losses.feature_alignment(high, low), [3.0, 1.0])
+
+
+def test_mutual_kl_of_hand_worked_numbers():
+    # p = (1/2, 1/2) and (3/4, 1/4).
+    logits = [jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))]
+    expected = 0.5 * np.log(2 / 3) + 0.5 * np.log(2)  # KL of the second from the first
+    expected += 0.75 * np.log(3 / 2) + 0.25 * np.log(1 / 2)
+    np.testing.assert_allclose(losses.mutual_kl(logits), [expected], rtol=TOLERANCE)
+
+
+def test_mutual_kl_adds_all_six_ordered_pairs_of_three():
+    logits = [_random_features(seed)[0] for seed in range(3)]
+    p = [np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in logits]
+    pairs = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    expected = sum((p[j] * np.log(p[j] / p[i])).sum(1) for j, i in pairs)
+    loss = jax.jit(losses.mutual_kl)(logits)
+    np.testing.assert_allclose(loss, expected, rtol=TOLERANCE)
+
+
+def test_targets_of_mutual_kl_get_no_gradient():
+    logits = [jnp.asarray(_random_features(seed)[0]) for seed in range(3)]
+    gradients = jax.grad(lambda x: losses.mutual_kl(x).sum())(logits)
+    p = [jax.nn.softmax(x) for x in logits]
+    for i in range(3):  # of KL(p_j ‖ p_i) for both j; a target's would have logarithms
+        expected = sum(p[i] - p[j] for j in range(3) if j != i)
+        np.testing.assert_allclose(gradients[i], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mutual_kl_is_finite_where_a_probability_vanishes():
+    logits = [jnp.array([[1e4, -1e4]]), jnp.array([[-1e4, 1e4]])]
+    loss, gradients = jax.value_and_grad(lambda x: losses.mutual_kl(x).sum())(logits)
+    assert np.isfinite(loss) and np.isfinite(gradients).all()
+    assert losses.mutual_kl([logits[0], logits[0]]) == 0
 
 
 @pytest.mark.parametrize(
@@ -185,7 +290,11 @@ def test_feature_alignment_adds_one_mean_per_feature():
         lambda: losses.update_centers(jnp.zeros((2, 3)), jnp.zeros(1), jnp.eye(3)),
         lambda: losses.mean_absolute_error(jnp.zeros((2, 3)), jnp.zeros((2, 1))),
         lambda: losses.feature_alignment([jnp.zeros((2, 3))], []),
+        lambda: losses.weighted_regularized_triplet(jnp.zeros((2, 3)), jnp.zeros(3)),
+        lambda: losses.smooth_l1(jnp.zeros((2, 3)), jnp.zeros((2, 1))),
         lambda: losses.feature_alignment([], []),
+        lambda: losses.mutual_kl([jnp.zeros((2, 3))]),
+        lambda: losses.mutual_kl([jnp.zeros((2, 3)), jnp.zeros((2, 4))]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(call):

@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 
 from crossres_jax.modules import conv
-from crossres_jax.modules.attention import ChannelAttention
+from crossres_jax.modules.attention import ChannelAttention, NonLocal
 from crossres_jax.modules.dual_stream import DualStreamBlock
+from crossres_jax.modules.galn import GALN
 from crossres_jax.modules.heads import BNNeck
 from crossres_jax.modules.hrnet import HRNet, HRNetC, upsample_nearest
 from crossres_jax.modules.osnet import OSNet
 from crossres_jax.modules.pooling import GeM, generalized_mean
+from crossres_jax.modules.rcan import RCAN, SameSizeRCAN, pixel_shuffle
 from crossres_jax.modules.resnet import ResNet, ResNetStage, ResNetStem
+from crossres_jax.modules.restormer import RestormerBlock, transposed_attention
 from crossres_jax.modules.srcnn import SRCNN
 from crossres_jax.modules.vdsr import VDSR
 
 FULL_SIZE = jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.float32)
 
 
-def _count(module, **kwargs):
+def _count(module, x=FULL_SIZE, **kwargs):
     variables = jax.eval_shape(
-        lambda rng, x: module.init(rng, x, **kwargs), jax.random.key(0), FULL_SIZE
+        lambda rng, x: module.init(rng, x, **kwargs), jax.random.key(0), x
     )
     return sum(x.size for x in jax.tree.leaves(variables["params"]))
 
@@ -62,6 +65,53 @@ def test_hrnet_refuses_a_size_that_its_lowest_branch_cannot_halve():
 
 def test_resnet50_count():
     assert _count(ResNet(), train=False) == 23_508_032  # 25,557,032 with the classifier
+
+
+def test_non_local_blocks_follow_the_last_bottlenecks_of_a_stage():
+    net = ResNet(num_non_local=(0, 2, 3, 0))
+    variables = jax.eval_shape(
+        functools.partial(net.init, train=True), jax.random.key(0), FULL_SIZE
+    )
+    names = {name for name in variables["params"] if "non_local" in name}
+    assert names == {
+        *("layer2_2_non_local", "layer2_3_non_local"),
+        *("layer3_3_non_local", "layer3_4_non_local", "layer3_5_non_local"),
+    }
+    # θ, φ, g and the convolution back, with biases, and the normalisation's two.
+    blocks = [4 * c * (c // 2) + 3 * (c // 2) + 3 * c for c in (512, 1024)]
+    assert _count(net, train=True) == 23_508_032 + 2 * blocks[0] + 3 * blocks[1]
+
+    stage = ResNetStage(4, num_blocks=3, num_non_local=1)
+    x = jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.float32)
+    variables = jax.eval_shape(
+        functools.partial(stage.init, train=True), jax.random.key(0), x
+    )
+    assert {*variables["params"]} == {
+        *("block0", "block1", "block2", "block2_non_local")
+    }
+
+
+def test_rcan_counts():
+    # With the two fixed shifts of the mean, of 12 numbers each, the authors' network
+    # for scale 4 has 15,592,379.
+    counts = {2: 15_444_643, 3: 15_629_283, 4: 15_592_379 - 24}
+    assert {scale: _count(RCAN(scale)) for scale in counts} == counts
+
+
+def test_restormer_block_count():
+    maps = jax.ShapeDtypeStruct((2, 64, 32, 64), jnp.float32)
+    hidden = 170  # int(2.66 · 64)
+    attention = 4 + 64 * 192 + 9 * 192 + 64 * 64
+    feed_forward = 64 * 2 * hidden + 9 * 2 * hidden + hidden * 64
+    assert _count(RestormerBlock(), maps) == 4 * 64 + attention + feed_forward
+
+
+def test_galn_count():
+    features = jax.ShapeDtypeStruct((2, 2048), jnp.float32)
+    layers = 2048 * 512 + 2048 * 32 * 512 + 512 * 256
+    norms = 2 * (512 + 32 * 512 + 256)
+    assert _count(GALN(), features, train=True) == layers + norms + 3 + 257 * 32
+    assert _outputs(GALN(), features, train=True).shape == (2, 512)
 
 
 @pytest.mark.parametrize(("last_stride", "last"), [(2, (8, 4)), (1, (16, 8))])
@@ -211,6 +261,160 @@ def test_channel_attention_scales_whole_channels():
     y = module.init_with_output(jax.random.key(0), x)[0] / x
     assert ((y > 0) & (y < 1)).all()
     np.testing.assert_allclose(y, jnp.broadcast_to(y[:, :1, :1], y.shape), rtol=1e-6)
+
+
+def _attention_inputs(positions, heads=2, size=4):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [jax.random.normal(key, (1, positions, heads, size)) for key in keys]
+
+
+def test_transposed_attention_mixes_the_channels_of_a_head():
+    q, k, v = _attention_inputs(12)
+    # At temperature 0 every channel is the mean of its head's, at a large one it is
+    # that whose key, over the positions, points most like its query: here the next.
+    uniform = transposed_attention(q, k, v, jnp.zeros((2, 1, 1)))
+    mean = v.mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(uniform, jnp.broadcast_to(mean, v.shape), atol=1e-6)
+    hard = transposed_attention(jnp.roll(k, -1, -1), 5 * k, v, jnp.full((2, 1, 1), 1e3))
+    np.testing.assert_allclose(hard, jnp.roll(v, -1, -1), atol=1e-6)
+    heads = jnp.array([0.0, 1e3]).reshape(2, 1, 1)  # each head has its own
+    both = transposed_attention(jnp.roll(k, -1, -1), k, v, heads)
+    np.testing.assert_allclose(both[:, :, 0], uniform[:, :, 0], atol=1e-6)
+    np.testing.assert_allclose(both[:, :, 1], hard[:, :, 1], atol=1e-6)
+
+
+def test_transposed_attention_costs_as_much_for_every_pixel():
+    def cost(positions):
+        arguments = *_attention_inputs(positions), jnp.ones((2, 1, 1))
+        return jax.jit(transposed_attention).lower(*arguments).cost_analysis()["flops"]
+
+    # What does not grow, the softmax of 2 · 4 · 4 numbers, is less than a hundredth.
+    assert cost(8192) / cost(1024) == pytest.approx(8, rel=0.01)
+
+
+def test_restormer_block_has_gradients_everywhere():
+    x = jax.random.normal(jax.random.key(1), (2, 6, 4, 8))
+    module = RestormerBlock()
+    variables = module.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda v: jnp.sin(module.apply(v, x)).sum())(variables)
+    assert jax.tree.all(jax.tree.map(lambda g: jnp.isfinite(g).all(), gradient))
+    assert jax.tree.all(jax.tree.map(lambda g: (g != 0).any(), gradient))
+    constant = jnp.ones_like(x)  # which LayerNorm makes zero
+    gradient = jax.grad(lambda x: module.apply(variables, x).sum())(constant)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_non_local_block_starts_as_the_identity_and_learns():
+    x = jax.random.normal(jax.random.key(1), (2, 4, 3, 6))
+    module = NonLocal()
+    variables = module.init(jax.random.key(0), x, train=True)
+    assert variables["params"]["theta"]["kernel"].shape == (1, 1, 6, 3)
+    y, _ = module.apply(variables, x, train=True, mutable="batch_stats")
+    np.testing.assert_array_equal(y, x)
+
+    def gradient(scale):
+        params = variables["params"]
+        params = params | {"bn": params["bn"] | {"scale": jnp.full(6, scale)}}
+
+        def loss(params):
+            arguments = variables | {"params": params}
+            y, _ = module.apply(arguments, x, train=True, mutable="batch_stats")
+            return jnp.sin(y).sum()
+
+        return jax.grad(loss)(params)
+
+    assert (gradient(0.0)["bn"]["scale"] != 0).all()  # and then the rest moves, too
+    for name in ("theta", "phi", "g", "out"):
+        assert (gradient(1.0)[name]["kernel"] != 0).any()
+
+
+@pytest.mark.parametrize("inner", [1, 8])  # fewer, and more, channels than positions
+def test_non_local_block_adds_the_mean_over_positions(inner):
+    x = jax.random.normal(jax.random.key(1), (2, 3, 2, 4))
+    module = NonLocal(inner)
+    variables = module.init(jax.random.key(0), x, train=False)
+    params = jax.tree.map(  # a normalisation of 1 and 0, and biases that count
+        lambda p: jax.random.normal(jax.random.key(2), p.shape), variables["params"]
+    )
+    params |= {"bn": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}
+
+    def convolve(name, x):
+        return x @ params[name]["kernel"][0, 0] + params[name]["bias"]
+
+    flat = x.reshape(2, 6, 4)
+    theta, phi, g = (convolve(name, flat) for name in ("theta", "phi", "g"))
+    y = np.zeros((2, 6, inner))
+    for b in range(2):
+        for i in range(6):
+            y[b, i] = sum((theta[b, i] @ phi[b, j]) * g[b, j] for j in range(6)) / 6
+    expected = flat + convolve("out", y) / np.sqrt(1 + 1e-5)
+    found = module.apply(variables | {"params": params}, x, train=False)
+    np.testing.assert_allclose(found, expected.reshape(x.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_pixel_shuffle_fills_squares_row_by_row():
+    # Two output channels: 0 to 3 belong to the first, 4 to 7 to the second.
+    x = jnp.arange(8.0).reshape(1, 1, 1, 8)
+    y = pixel_shuffle(x, 2)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(y[0, :, :, 1], [[4, 5], [6, 7]])
+    np.testing.assert_array_equal(
+        pixel_shuffle(jnp.tile(x, (1, 1, 3, 1)), 2)[..., 2:4, :], y
+    )
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_rcan_enlarges_by_its_scale(scale):
+    images = jax.ShapeDtypeStruct((2, 8, 5, 3), jnp.float32)
+    assert _outputs(RCAN(scale, 1, 1, 8), images).shape == (2, 8 * scale, 5 * scale, 3)
+    assert _outputs(SameSizeRCAN(scale, 1, 1, 8)).shape == FULL_SIZE.shape
+
+
+def test_same_size_rcan_is_rcan_between_bicubic_resizing():
+    # 9 and 8 are no multiples of 2 and 3 at once: 8 becomes 2, 6, and 8 again.
+    images = jax.random.uniform(jax.random.key(1), (1, 9, 8, 3))
+    module = SameSizeRCAN(3, 1, 1, 8)
+    found, variables = module.init_with_output(jax.random.key(0), images)
+    small = jax.image.resize(images, (1, 3, 2, 3), "cubic", antialias=True)
+    large = RCAN(3, 1, 1, 8).apply({"params": variables["params"]["rcan"]}, small)
+    assert large.shape == (1, 9, 6, 3)
+    expected = jax.image.resize(large, images.shape, "cubic")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_residual_rcan_starts_as_the_identity_and_learns():
+    images = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3))
+    module = SameSizeRCAN(2, 1, 1, 8, residual=True)
+    found, variables = module.init_with_output(jax.random.key(0), images)
+    np.testing.assert_array_equal(found, images)
+    gradient = jax.grad(lambda v: (module.apply(v, images) ** 2).sum())(variables)
+    assert (gradient["params"]["rcan"]["last"]["kernel"] != 0).any()
+
+
+def test_galn_adds_the_groups_by_their_probabilities():
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    module = GALN(features=4, num_groups=3, hidden=2)
+    variables = module.init(jax.random.key(0), x, train=False)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda v: rng.uniform(0.5, 1.5, v.shape), variables)
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def layer(x, name):
+        y = x @ params[name]["kernel"]
+        norm, running = params[f"{name}_bn"], stats[f"{name}_bn"]
+        y = (y - running["mean"]) / np.sqrt(running["var"] + 1e-5)
+        y = y * norm["scale"] + norm["bias"]
+        return np.where(y > 0, y, params[f"{name}_prelu"]["negative_slope"] * y)
+
+    instance, groups = layer(x, "instance"), layer(x, "groups")
+    last = params["probabilities"]
+    logits = layer(instance, "hidden") @ last["kernel"] + last["bias"]
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = instance + sum(
+        p[:, [k]] * groups[:, 4 * k : 4 * k + 4] for k in range(3)
+    )
+    found = module.apply(variables, x, train=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_upsample_nearest_repeats_pixels():

@@ -13,9 +13,12 @@ import pytest
 import recipe
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from crossres_jax.modules.attention import NonLocal
 from crossres_jax.modules.hrnet import HRNet, HRNetC
 from crossres_jax.modules.osnet import OSNet
+from crossres_jax.modules.rcan import RCAN
 from crossres_jax.modules.resnet import ResNet
+from crossres_jax.modules.restormer import RestormerBlock
 from crossres_jax.modules.vdsr import VDSR
 from crossres_jax.pretrained import tables
 from crossres_jax.pretrained.merge import find_paths, to_flax_layout
@@ -33,12 +36,34 @@ class Case(NamedTuple):
 
 EVALUATE = {"train": False}
 SHALLOW = HRNet(num_stem_blocks=1, num_modules=(1, 1, 1), num_blocks=1)
+RESTORMER = (
+    (r"(norm\d)\.body\.weight", r"params/\1/scale"),
+    (r"(norm\d)\.body\.bias", r"params/\1/bias"),
+    (r"attn\.temperature", "params/mdta/temperature"),
+    (r"attn\.(\w+)\.weight", r"params/mdta/\1/kernel"),
+    (r"ffn\.(\w+)\.weight", r"params/gdfn/\1/kernel"),
+)
+NON_LOCAL = (
+    (r"(g|theta|phi)\.weight", r"params/\1/kernel"),
+    (r"(g|theta|phi)\.bias", r"params/\1/bias"),
+    (r"W\.0\.weight", "params/out/kernel"),
+    (r"W\.0\.bias", "params/out/bias"),
+    (r"W\.1\.weight", "params/bn/scale"),
+    (r"W\.1\.bias", "params/bn/bias"),
+    (r"W\.1\.running_(mean|var)", r"batch_stats/bn/\1"),
+    (r"W\.1\.num_batches_tracked", ""),
+)
 CASES = {
     "resnet50": Case(ResNet(), EVALUATE, tables.RESNET),
     "osnet_x0_25": Case(OSNet(width=0.25), EVALUATE, tables.OSNET),
     "hrnet": Case(HRNetC(body=SHALLOW), EVALUATE, tables.HRNET),
     "vdsr": Case(VDSR(squeeze=0), {}, tables.VDSR),
+    "rcan_x3": Case(RCAN(3, 2, 2, 16), {}, tables.RCAN),
+    "rcan_x4": Case(RCAN(4, 2, 2, 16), {}, tables.RCAN),
+    "restormer": Case(RestormerBlock(), {}, RESTORMER),
+    "non_local": Case(NonLocal(), EVALUATE, NON_LOCAL),
 }
+PARTS = ("rcan_x3", "rcan_x4", "restormer", "non_local")
 
 
 def _to_flax(table, tensors):
@@ -128,6 +153,54 @@ def test_vdsr_equals_pytorch():
     _assert_equal(restored, golden["restored"])
 
 
+def _assert_gradients_equal(gradients, golden, shapes, table, rounding):
+    """Gradients by path against the golden projections, of all but a classifier.
+
+    A bias before a normalisation has no gradient but what rounding leaves, here in
+    units of the largest gradient.
+    """
+    names = [k for k in shapes if not re.search("running|num_batches", k)]
+    floor = rounding * golden["projections"][:, 1].max()
+    compared = 0
+    for name, (projection, norm) in zip(names, golden["projections"], strict=True):
+        path = find_paths(name, table)[0]
+        if not path:
+            continue
+        probe = recipe.noise(f"probe {name}", shapes[name])
+        (probe,) = jax.tree.leaves(_to_flax(table, {name: probe}))
+        gradient = np.asarray(gradients[path], np.float64)
+        errors = (
+            abs((gradient * probe).sum() - projection),
+            abs(np.linalg.norm(gradient) - norm),
+        )
+        assert max(errors) <= 1e-4 * norm + floor, name
+        compared += 1
+    assert compared == len(gradients)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_equal_pytorch(name):
+    output, golden, _ = _outputs(name)
+    _assert_equal(output, golden["output"])
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_gradient_of_a_part_in_train_mode_equals_pytorchs(name):
+    golden, shapes, images = _golden(name)
+    module, kwargs, table = CASES[name]
+    variables = _variables(table, shapes)
+
+    @jax.jit
+    def run(params):
+        arguments = variables | {"params": params}
+        train = dict.fromkeys(kwargs, True)
+        output, _ = module.apply(arguments, images, **train, mutable="batch_stats")
+        return (output**2).mean()
+
+    gradients = flatten_dict({"params": jax.grad(run)(variables["params"])}, sep="/")
+    _assert_gradients_equal(gradients, golden, shapes, table, rounding=1e-6)
+
+
 class Step(NamedTuple):
     """One step of OSNet in train mode, ours and (`golden`) PyTorch's."""
 
@@ -199,22 +272,9 @@ def test_running_statistics_equal_pytorchs_up_to_its_unbiased_variance(step):
 
 
 def test_every_gradient_of_osnet_equals_pytorchs(step):
-    names = [k for k in step.shapes if not re.search("running|num_batches", k)]
-    assert len(names) == len(step.gradients) + 2  # the classifier's two
-    projections = step.golden["projections"]
-    # A bias before a normalisation has no gradient but what rounding leaves.
-    floor = 1e-7 * projections[:, 1].max()
-    for name, (projection, norm) in zip(names, projections, strict=True):
-        if name.startswith("classifier"):
-            continue
-        probe = recipe.noise(f"probe {name}", step.shapes[name])
-        (probe,) = jax.tree.leaves(_to_flax(tables.OSNET, {name: probe}))
-        gradient = step.gradients[find_paths(name, tables.OSNET)[0]].astype(np.float64)
-        errors = (
-            abs((gradient * probe).sum() - projection),
-            abs(np.linalg.norm(gradient) - norm),
-        )
-        assert max(errors) <= 1e-4 * norm + floor, name
+    _assert_gradients_equal(
+        step.gradients, step.golden, step.shapes, tables.OSNET, rounding=1e-7
+    )
 
 
 def test_whole_gradients_of_osnet_equal_pytorchs(step):
