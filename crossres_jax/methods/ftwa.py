@@ -40,6 +40,7 @@ from crossres_jax.methods.contract import (
     check_choice,
 )
 from crossres_jax.modules.raft import RAFT
+from crossres_jax.modules.residual import batch_norm
 from crossres_jax.modules.resnet import ResNetStage, ResNetStem
 from crossres_jax.ops.distances import euclidean_distances, l2_normalize
 from crossres_jax.ops.images import normalize
@@ -127,22 +128,29 @@ class Stream(nn.Module):
       num_classes: number of identities.
       weighs: whether there is an evaluator; else all weights are 1.
       quality_size: of the evaluator's hidden layer.
+      quality_norm: whether a batch normalisation, without scale and shift, stands
+        before its sigmoid: the weights of a batch then lie around 1/2.
     """
 
     num_classes: int
     weighs: bool = True
     quality_size: int = 256
+    quality_norm: bool = False
 
     @nn.compact
-    def __call__(self, vectors: jax.Array) -> Judgement:
+    def __call__(self, vectors: jax.Array, *, train: bool) -> Judgement:
         """(B, D) float32 → Judgement."""
         classifier = nn.Dense(self.num_classes, use_bias=False, name="classifier")
         logits = classifier(vectors)
         if not self.weighs:
             return Judgement(logits, jnp.ones(len(vectors)))
         x = nn.leaky_relu(nn.Dense(self.quality_size, name="quality1")(vectors))
-        x = nn.Dense(1, name="quality2")(x)[:, 0]
-        return Judgement(logits, (nn.sigmoid(x) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT))
+        x = nn.Dense(1, name="quality2")(x)
+        if self.quality_norm:
+            norm = batch_norm(train=train)(use_scale=False, use_bias=False, name="bn")
+            x = norm(x)
+        w = (nn.sigmoid(x[:, 0]) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT)
+        return Judgement(logits, w)
 
 
 def weighted_distances(query: dict, gallery: dict) -> jax.Array:
@@ -177,6 +185,7 @@ def build(
     raft_channels: int = 256,
     raft_blocks: int = 4,
     quality_size: int = 256,
+    quality_norm: bool = False,
     # The losses.
     margin: float = 0.3,
     label_smoothing: float = 0.0,
@@ -206,7 +215,7 @@ def build(
         F_LR and F′_LR; "baseline", one encoder for the HR and the LR images alike.
       width, num_blocks, last_stride: see `ResNet`.
       raft_channels, raft_blocks: see `RAFT`.
-      quality_size: see `Stream`.
+      quality_size, quality_norm: see `Stream`.
       margin: m of Eq. (6).
       label_smoothing: ε of the cross-entropy.
       lambda_1, lambda_2, lambda_3: of Eq. (8).
@@ -243,7 +252,7 @@ def build(
         "encoder_id": ReIDEncoder(width, tuple(num_blocks[1:]), last_stride, dtype),
     }
     raft = RAFT(raft_channels, raft_blocks, dtype)
-    stream = Stream(num_classes, modeling == "ftwa", quality_size)
+    stream = Stream(num_classes, modeling == "ftwa", quality_size, quality_norm)
     # Whose encoder takes the LR images.
     of_lr = "encoder_lr" if "encoder_lr" in components else "encoder_hr"
 
@@ -259,7 +268,7 @@ def build(
         )
         variables["raft"] = raft.init(rngs["raft"], x)
         for name in ("stream_hr", "stream_lr"):
-            variables[name] = stream.init(rngs[name], vector(x))
+            variables[name] = stream.init(rngs[name], vector(x), train=False)
         kept = {name: variables[name] for name in components}
         return {
             kind: {name: x[kind] for name, x in kept.items() if kind in x}
@@ -297,9 +306,18 @@ def build(
         """T, Eq. (3), computed in `dtype`, float32 result."""
         return raft.apply({"params": params["raft"]}, maps).astype(jnp.float32)
 
-    def judge(params, name, vectors):
-        """Eq. (4)."""
-        return stream.apply({"params": params[name]}, vectors)
+    def judge(params, batch_stats, name, *vectors, train):
+        """Eq. (4) for vectors as one batch: (Judgement of each, batch statistics)."""
+        judged, updates = stream.apply(
+            {"params": params[name], "batch_stats": batch_stats.get(name, {})},
+            together(*vectors),
+            train=train,
+            mutable=["batch_stats"],
+        )
+        logits, weights = (apart(x, len(vectors)) for x in judged)
+        if updates:  # of `quality_norm`
+            batch_stats = {**batch_stats, name: updates["batch_stats"]}
+        return list(map(Judgement, logits, weights)), batch_stats
 
     def loss_ftwa(params, batch_stats, batch, rng):
         """L_ReID = λ1 L_Cls^SWA + λ2 L_Tri^SWA + λ3 L_RAFT, Eq. (8)."""
@@ -319,8 +337,12 @@ def build(
         v_hr, v_lr, fake_v_hr, fake_v_lr = map(
             vector, (f_hr, f_lr, fake_f_hr, fake_f_lr)
         )
-        hr, fake_hr = (judge(params, "stream_hr", v) for v in (v_hr, fake_v_hr))
-        lr, fake_lr = (judge(params, "stream_lr", v) for v in (v_lr, fake_v_lr))
+        (hr, fake_hr), batch_stats = judge(
+            params, batch_stats, "stream_hr", v_hr, fake_v_hr, train=True
+        )
+        (lr, fake_lr), batch_stats = judge(
+            params, batch_stats, "stream_lr", v_lr, fake_v_lr, train=True
+        )
         of_hr_images, of_lr_images = (
             self_weighted_cross_entropy(
                 own.logits,
@@ -364,7 +386,7 @@ def build(
         maps, batch_stats = encode(params, batch_stats, images, train=True)
         vectors, valid = together(*map(vector, maps)), together(*valid)
         labels = jnp.repeat(batch["label"], len(maps))
-        logits, _ = judge(params, "stream_hr", vectors)
+        ((logits, _),), _ = judge(params, batch_stats, "stream_hr", vectors, train=True)
         cross_entropy = label_smoothed_cross_entropy(
             logits, labels, epsilon=label_smoothing
         )
@@ -403,11 +425,14 @@ def build(
             streams = {"encoder_hr": [images], "encoder_lr": [copies]}
             (f_hr, f_lr), _ = by_encoder(streams)
         v_hr, v_lr = vector(f_hr), vector(f_lr)
+        evaluate = partial(judge, params, batch_stats, train=False)
+        (hr,), _ = evaluate("stream_hr", v_hr)
+        (lr,), _ = evaluate("stream_lr", v_lr)
         return {
             "hr": finish(v_hr),
             "lr": finish(v_lr),
-            "w_hr": judge(params, "stream_hr", v_hr).weights,
-            "w_lr": judge(params, "stream_lr", v_lr).weights,
+            "w_hr": hr.weights,
+            "w_lr": lr.weights,
         }
 
     trains = "|".join(components)

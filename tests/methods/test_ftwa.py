@@ -150,7 +150,7 @@ def test_loss_is_eq_8_of_eqs_2_5_and_7(batch):
     stream = ftwa.Stream(NUM_CLASSES, quality_size=4)
 
     def judge(name, x):
-        return stream.apply({"params": variables["params"][name]}, x)
+        return stream.apply({"params": variables["params"][name]}, x, train=True)
 
     hr, of_fake_hr = judge("stream_hr", v_hr), judge("stream_hr", fake_hr)
     lr, of_fake_lr = judge("stream_lr", v_lr), judge("stream_lr", fake_lr)
