@@ -115,9 +115,9 @@ class RCAN(nn.Module):
 class SameSizeRCAN(nn.Module):
     """A same-size restorer: the images made smaller, and enlarged by RCAN.
 
-    Elsewhere in this library low-resolution images come enlarged to the input size;
-    this takes them back (antialiased bicubic), by a whole number: H // scale pixels
-    high.
+    In this library low-resolution images come enlarged to the input size. Antialiased
+    bicubic interpolation takes them to (H // scale, W // scale), and RCAN's result to
+    (H, W) where the scale does not divide these.
 
     Attributes:
       scale, num_groups, num_blocks, channels, squeeze: see `RCAN`.
