@@ -1,4 +1,4 @@
-"""The baselines: any backbone, with or without a restorer, by two recipes.
+"""The baselines: any backbone, with or without a restorer, by three recipes.
 
 The embedded demo, generated pedestrians and a narrow ResNet (Rank-1 about 48%, two
 minutes on two CPU cores; docs/results.md):
@@ -17,6 +17,11 @@ A published model on Market-1501, Rank-1 91.2% and mAP 74.9% (docs/results.md):
         --config.init.backbone=resnet50.pth --config.data.dir=DIR
     python launch.py --config=configs/baseline.py:mlr_viper,bot,vdsr \
         --config.init.backbone=resnet50.pth --config.data.dir=DIR
+
+The same by AGW (not yet run):
+
+    python launch.py --config=configs/baseline.py:mlr_viper,agw \
+        --config.init.backbone=resnet50.pth --config.data.dir=DIR
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +29,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 BACKBONES = ("resnet50", "osnet_x0_25", "osnet_x1_0", "hrnet_w32")
-OPTIONS = (*BACKBONES, "bot", "gem", "vdsr", "vdsr_ca", "hr", "narrow")
+OPTIONS = (*BACKBONES, "bot", "agw", "gem", "vdsr", "vdsr_ca", "hr", "narrow")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -34,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
       arg: `"PROTOCOL,OPTION,…"`. Options:
         resnet50, osnet_x0_25, osnet_x1_0, hrnet_w32: the backbone; resnet50 if none;
         bot: "Bag of Tricks" instead of cross-entropy alone;
+        agw: AGW, with non-local blocks and generalised-mean pooling;
         gem: generalised-mean pooling;
         vdsr, vdsr_ca: down-sampled images are restored first;
         hr: trains on HR images only;
@@ -41,10 +47,11 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     protocol, options = common.parse(arg, OPTIONS)
     chosen = [name for name in BACKBONES if name in options]
-    if len(chosen) > 1 or {"vdsr", "vdsr_ca"} <= options:
+    rivals = ({"vdsr", "vdsr_ca"}, {"bot", "agw"})
+    if len(chosen) > 1 or any(pair <= options for pair in rivals):
         raise ValueError(
-            f"choose one backbone of {', '.join(BACKBONES)} and one restorer of vdsr, "
-            f"vdsr_ca; found {', '.join(sorted(options))}"
+            f"choose one backbone of {', '.join(BACKBONES)}, one restorer of vdsr, "
+            f"vdsr_ca and one recipe of bot, agw; found {', '.join(sorted(options))}"
         )
     config = common.get_config()
     config.method = method = _softmax()
@@ -69,6 +76,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.resize = "bilinear"
     if "bot" in options:
         _bot(method)
+    if "agw" in options:
+        _agw(method)
     if "gem" in options:
         method.pooling = "gem"
     if options & {"vdsr", "vdsr_ca"}:
@@ -100,6 +109,7 @@ def _softmax() -> ConfigDict:
     method.width = 64.0
     method.num_blocks = (3, 4, 6, 3)
     method.last_stride = 2
+    method.num_non_local = (0, 0, 0, 0)
     method.pooling = "average"
     # VDSR, arXiv:1511.04587, sec. 5.
     method.restorer = "none"
@@ -137,6 +147,14 @@ def _bot(method: ConfigDict) -> None:
     method.milestones = (40, 70)  # sec. 2
     method.warmup_epochs = 10  # sec. 3.1
     method.warmup_learning_rate = 3.5e-5  # sec. 3.1
+
+
+def _agw(method: ConfigDict) -> None:
+    """Ye et al., arXiv:2001.04193, sec. 4, on top of BoT, whose training it keeps."""
+    _bot(method)
+    method.recipe = "agw"
+    method.num_non_local = (0, 2, 3, 0)  # released code
+    method.pooling = "gem"  # its exponent is learned, from 3
 
 
 def _narrow(config: ConfigDict) -> None:

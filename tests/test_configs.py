@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = {
     "baseline": (
         *("", "hr", "bot,vdsr", "mlr_viper,gem,bot,vdsr_ca", "hrnet_w32"),
-        *("market1501,osnet_x0_25", "mlr_viper,bot,narrow"),
+        *("market1501,osnet_x0_25", "mlr_viper,bot,narrow", "agw", "mlr_viper,agw"),
     ),
     "ffsr_rife": (
         *("", "srcnn", "vdsr,no_joint_learning", "no_ffsr,two_resnets", "no_mask"),
@@ -190,8 +190,19 @@ def test_the_recipes_of_the_baseline():
     assert (phase.optimizer.warmup, phase.optimizer.warmup_epochs) == ("linear", 10)
 
 
-@pytest.mark.parametrize("arg", ["resnet50,osnet_x1_0", "vdsr,vdsr_ca"])
-def test_one_backbone_and_one_restorer(arg):
+def test_agw_is_bot_but_for_its_loss_its_blocks_and_its_pooling():
+    agw, bot = (_config("baseline", f"mlr_viper,{arg}") for arg in ("agw", "bot"))
+    assert agw.data == bot.data
+    changed = {k: v for k, v in agw.method.items() if v != bot.method[k]}
+    assert changed == {
+        "recipe": "agw",
+        "num_non_local": (0, 2, 3, 0),
+        "pooling": "gem",
+    }
+
+
+@pytest.mark.parametrize("arg", ["resnet50,osnet_x1_0", "vdsr,vdsr_ca", "agw,bot"])
+def test_one_backbone_one_restorer_and_one_recipe(arg):
     with pytest.raises(ValueError, match=r"choose one backbone of .* one restorer"):
         _config("baseline", arg)
 

@@ -57,7 +57,7 @@ def smooth_l1(
     """Mean over elements of d² / 2β where |d| < β, and of |d| − β/2 elsewhere.
 
     Girshick, arXiv:1504.08083, Eq. (3). DGRL's Eq. (5), between features, prints the
-    sum; its weight γ = 5 goes with the mean.
+    sum; the mean is independent of their size.
 
     Args:
       restored: (B, ...) float.

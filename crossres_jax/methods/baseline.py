@@ -2,12 +2,15 @@
 
 What every cross-resolution paper compares itself with. "Bicubic + ResNet-50" is a
 backbone trained on the images as an MLR set stores them, brought to one size; "VDSR +
-ResNet-50" restores the down-sampled ones before. Two recipes train the backbone:
+ResNet-50" restores the down-sampled ones before. Three recipes train the backbone:
 
   softmax: cross-entropy on the backbone's feature, as OSNet was trained (Zhou et al.,
     arXiv:1905.00953, sec. 4.1).
   bot: "Bag of Tricks and a Strong Baseline" (Luo et al., arXiv:1903.07071): triplet and
     centre loss before a batch normalisation, cross-entropy behind it.
+  agw: "Deep Learning for Person Re-identification: A Survey and Outlook" (Ye et al.,
+    arXiv:2001.04193, sec. 4): as "bot" with the weighted regularised triplet loss
+    instead of those two; its non-local blocks and pooling are options of the networks.
 
 Components: `backbone`, `head` and, if one restores, `restorer`; "bot" keeps `centers`
 among the batch statistics. The restorer is trained first and then frozen; the backbone
@@ -29,6 +32,7 @@ from crossres_jax.losses import (
     masked_mean,
     mean_absolute_error,
     update_centers,
+    weighted_regularized_triplet,
 )
 from crossres_jax.methods.contract import (
     Backbone,
@@ -83,13 +87,14 @@ class Head(nn.Module):
 def build(
     num_classes: int,
     *,
-    recipe: Literal["softmax", "bot"] = "softmax",
+    recipe: Literal["softmax", "bot", "agw"] = "softmax",
     trains_on: Literal["lr", "hr"] = "lr",
     # The networks.
     backbone: Literal["resnet", "osnet", "hrnet"] = "resnet",
     width: float = 64,
     num_blocks: Sequence[int] = (3, 4, 6, 3),
     last_stride: int = 2,
+    num_non_local: Sequence[int] = (0, 0, 0, 0),
     pooling: Literal["average", "gem"] = "average",
     restorer: Literal["none", "vdsr"] = "none",
     vdsr_channels: int = 64,
@@ -119,14 +124,14 @@ def build(
 
     Args:
       num_classes: number of training identities.
-      recipe: "softmax" or "bot", see above.
+      recipe: "softmax", "bot" or "agw", see above.
       trains_on: "lr", the images as the MLR set stores them, or "hr", their originals,
         as a network that knows nothing of low resolution. Images without an original
         then enter no loss, and of the statistics only the batch normalisation's.
       backbone: "resnet", "osnet" or "hrnet" (HRNet-W32-C).
       width: of the backbone: channels of ResNet's stem (64 at full size), the factor of
         OSNet's (1), channels of HRNet's highest branch and planes of its head (32).
-      num_blocks, last_stride: of ResNet.
+      num_blocks, last_stride, num_non_local: of ResNet.
       pooling: of the map of ResNet or HRNet; OSNet pools by itself.
       restorer: "none", or "vdsr": VDSR, or VDSR-CA if `vdsr_squeeze` is not 0.
       vdsr_channels, vdsr_depth, vdsr_squeeze: see `VDSR`.
@@ -145,7 +150,7 @@ def build(
 
     Returns:
       The method. The embedding is (B, D): the backbone's feature with Euclidean
-      distance ("softmax"), or the normalised one with cosine distance ("bot").
+      distance ("softmax"), or the normalised one with cosine distance ("bot", "agw").
 
     Raises:
       ValueError: if one of the named choices is unknown, if OSNet is to be pooled by a
@@ -153,7 +158,7 @@ def build(
         be trained behind an untrained restorer.
     """
     check = partial(check_choice, "the baseline")
-    check("recipe", recipe, ("softmax", "bot"))
+    check("recipe", recipe, ("softmax", "bot", "agw"))
     check("trains_on", trains_on, ("lr", "hr"))
     check("backbone", backbone, tuple(TABLES))
     check("pooling", pooling, ("average", "gem"))
@@ -174,13 +179,15 @@ def build(
         )
 
     dtype = jnp.dtype(dtype)
-    bot, restores = recipe == "bot", restorer == "vdsr"
+    neck, restores = recipe != "softmax", restorer == "vdsr"
     net = {
-        "resnet": lambda: ResNet(int(width), tuple(num_blocks), last_stride, dtype),
+        "resnet": lambda: ResNet(
+            int(width), tuple(num_blocks), last_stride, dtype, tuple(num_non_local)
+        ),
         "osnet": lambda: OSNet(width, dtype=dtype),
         "hrnet": lambda: HRNetC(HRNet(int(width), dtype=dtype), int(width), dtype),
     }[backbone]()
-    head = Head(num_classes, gem=pooling == "gem", neck=bot)
+    head = Head(num_classes, gem=pooling == "gem", neck=neck)
     vdsr = VDSR(vdsr_channels, vdsr_depth, vdsr_squeeze, dtype=dtype)
 
     def last(x):
@@ -193,8 +200,9 @@ def build(
         outputs, of_head = head.init_with_output(rngs[1], last(x), train=False)
         params = {"backbone": of_net["params"], "head": of_head["params"]}
         batch_stats = {"backbone": of_net["batch_stats"]}
-        if bot:
+        if neck:
             batch_stats["head"] = of_head["batch_stats"]
+        if recipe == "bot":
             shape = num_classes, outputs.features.shape[1]
             batch_stats["centers"] = {"features": jax.random.normal(rngs[2], shape)}
         if restores:
@@ -247,7 +255,7 @@ def build(
         return LossOutput(masked_mean(error, compared), batch_stats, {})
 
     def loss_identity(params, batch_stats, batch, rng, *, train):
-        """Cross-entropy, and in "bot" the losses on the features before the neck."""
+        """Cross-entropy, and if there is a neck losses on the features before it."""
         del rng
         labels = batch["label"]
         if trains_on == "hr":
@@ -262,7 +270,7 @@ def build(
         )
         correct = outputs.logits.argmax(axis=-1) == labels
         scalars = {"accuracy": masked_mean(correct, valid)}
-        if bot:
+        if recipe == "bot":
             features, centers = outputs.features, batch_stats["centers"]["features"]
             triplet = batch_hard_triplet(features, labels, margin=margin, valid=valid)
             center = center_loss(features, labels, centers)
@@ -273,6 +281,12 @@ def build(
             }
             moved = update_centers(features, jnp.where(valid, labels, -1), centers)
             batch_stats = {**batch_stats, "centers": {"features": moved}}
+        if recipe == "agw":
+            triplet = weighted_regularized_triplet(
+                outputs.features, labels, valid=valid
+            )
+            loss += triplet
+            scalars["loss_triplet"] = masked_mean(triplet, valid)
         return LossOutput(masked_mean(loss, valid), batch_stats, scalars)
 
     def embed(variables, images, *, role, resolution):
@@ -326,8 +340,8 @@ def build(
         init=init,
         phases=tuple(p for p in phases if p.epochs or p.name == "identity"),
         embed=embed,
-        distance=cosine_distances if bot else euclidean_distances,
-        squared=bot,
+        distance=cosine_distances if neck else euclidean_distances,
+        squared=neck,
         restore=restore if restores else None,
-        backbone=Backbone({"backbone": TABLES[backbone]}),
+        backbone=Backbone({"backbone": TABLES[backbone]}, skip=r".*_non_local/.*"),
     )

@@ -143,7 +143,7 @@ OSNET = (
     (r"classifier\.(weight|bias)", ""),
 )
 
-# modules.rcan.RCAN ← the authors' files, made for pixels of 0 to 255 less their mean.
+# modules.rcan.RCAN ← the authors' files, for pixels of 0 to 255 less DIV2K's mean.
 _RCAN_BLOCK = r"body\.(\d+)\.body\.(\d+)\.body"
 RCAN = (
     *_linear(r"head\.0", "first"),

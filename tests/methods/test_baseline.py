@@ -1,11 +1,13 @@
 """The baselines: what each phase trains, what each recipe and option changes."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from steps import loss_and_gradient
 
 from crossres_jax.methods import baseline
@@ -86,6 +88,16 @@ def _changed(before, after):
         ),
         (
             {
+                "recipe": "agw",
+                "last_stride": 1,
+                "num_non_local": (0, 2, 3, 0),
+                "pooling": "gem",
+            },
+            {"backbone": 30_866_496, "head": 1 + 2048 + 751 * 2048},
+            2048,
+        ),
+        (
+            {
                 "backbone": "osnet",
                 "width": 0.25,
                 "restorer": "vdsr",
@@ -133,6 +145,7 @@ def test_the_phases_come_in_their_order_and_only_where_they_train():
         ("bot", "head", {"head"}),
         ("softmax", "identity", {"backbone", "head"}),
         ("bot", "identity", {"backbone", "head"}),
+        ("agw", "identity", {"backbone", "head"}),
     ],
 )
 def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
@@ -215,6 +228,38 @@ def test_bot_adds_triplet_and_center_loss(batch):
     )
 
 
+def test_agw_adds_the_weighted_regularized_triplet_loss(batch):
+    variables = _variables(recipe="agw")
+    assert set(variables["batch_stats"]) == {"backbone", "head"}  # no centres
+    options = {"recipe": "agw", "trains_on": "hr"}
+    output = _loss("head", **options)(variables, batch)
+    triplet = output.scalars["loss_triplet"]
+    cross_entropy = np.log(NUM_CLASSES)  # of a classifier that starts near zero
+    np.testing.assert_allclose(output.loss, cross_entropy + triplet, rtol=1e-2)
+
+    hidden = batch | {"has_hr": np.array([1, 1, 1, 1, 1, 0], bool)}
+    other = hidden | {
+        "hr": np.where(np.arange(6) == 5, 0, 1)[:, None, None, None] * batch["hr"]
+    }
+    one, two = (_loss("head", **options)(variables, x) for x in (hidden, other))
+    assert one.scalars["loss_triplet"] == two.scalars["loss_triplet"] != triplet
+
+
+def test_imported_weights_leave_the_non_local_blocks_as_they_start():
+    options = {"recipe": "agw", "num_non_local": (0, 2, 3, 0)}
+    shapes = jax.eval_shape(
+        _build(**options).init, jax.random.key(0), {"lr": jnp.zeros((1, 32, 16, 3))}
+    )
+    backbone = _build(**options).backbone
+    skipped = {
+        path.split("/")[1]
+        for kind in ("params", "batch_stats")
+        for path in flatten_dict({kind: shapes[kind]["backbone"]}, sep="/")
+        if re.fullmatch(backbone.skip, path)
+    }
+    assert skipped == {"layer2_0_non_local", "layer3_0_non_local"}
+
+
 def _embed(variables, images, resolution, **options):
     embed = functools.partial(_build(**options).embed, role="query")
     return jax.jit(embed)(variables, images, resolution=resolution)
@@ -230,14 +275,14 @@ def test_only_degraded_images_are_restored(batch):
     np.testing.assert_array_equal(same, batch["scale"] == 1)
 
 
-@pytest.mark.parametrize("recipe", ["softmax", "bot"])
-def test_bot_compares_what_stands_behind_its_neck_by_its_angle(batch, recipe):
+@pytest.mark.parametrize("recipe", ["softmax", "bot", "agw"])
+def test_a_neck_is_compared_behind_it_and_by_the_angle(batch, recipe):
     method, variables = _build(recipe=recipe), _variables(recipe=recipe)
     features = _embed(variables, batch["lr"], np.ones(6), recipe=recipe)
     distances = method.distance(features, features)
     scaled = method.distance(3 * features, features)
-    assert (np.allclose(distances, scaled, atol=1e-5)) == (recipe == "bot")
-    if recipe == "bot":
+    assert (np.allclose(distances, scaled, atol=1e-5)) == (recipe != "softmax")
+    if recipe != "softmax":
         stats = variables["batch_stats"]
         stats = stats | {"head": jax.tree.map(lambda x: x + 1, stats["head"])}
         changed = {**variables, "batch_stats": stats}

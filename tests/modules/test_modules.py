@@ -91,11 +91,9 @@ def test_non_local_blocks_follow_the_last_bottlenecks_of_a_stage():
     }
 
 
-def test_rcan_counts():
-    # With the two fixed shifts of the mean, of 12 numbers each, the authors' network
-    # for scale 4 has 15,592,379.
-    counts = {2: 15_444_643, 3: 15_629_283, 4: 15_592_379 - 24}
-    assert {scale: _count(RCAN(scale)) for scale in counts} == counts
+def test_rcan_count():
+    # The authors' network has two fixed shifts of the mean, of 12 numbers each.
+    assert _count(RCAN(scale=4)) == 15_592_379 - 24
 
 
 def test_restormer_block_count():
@@ -295,23 +293,30 @@ def test_transposed_attention_costs_as_much_for_every_pixel():
 def test_restormer_block_has_gradients_everywhere():
     x = jax.random.normal(jax.random.key(1), (2, 6, 4, 8))
     module = RestormerBlock()
-    variables = module.init(jax.random.key(0), x)
-    gradient = jax.grad(lambda v: jnp.sin(module.apply(v, x)).sum())(variables)
-    assert jax.tree.all(jax.tree.map(lambda g: jnp.isfinite(g).all(), gradient))
-    assert jax.tree.all(jax.tree.map(lambda g: (g != 0).any(), gradient))
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+
+    @jax.jit
+    def gradient(x):
+        return jax.grad(lambda v, x: jnp.sin(module.apply(v, x)).sum(), argnums=(0, 1))(
+            variables, x
+        )
+
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(gradient(x)))
     constant = jnp.ones_like(x)  # which LayerNorm makes zero
-    gradient = jax.grad(lambda x: module.apply(variables, x).sum())(constant)
-    assert jnp.isfinite(gradient).all()
+    for leaf in jax.tree.leaves([gradient(x), gradient(constant)]):
+        assert jnp.isfinite(leaf).all()
 
 
 def test_non_local_block_starts_as_the_identity_and_learns():
     x = jax.random.normal(jax.random.key(1), (2, 4, 3, 6))
     module = NonLocal()
-    variables = module.init(jax.random.key(0), x, train=True)
+    init = jax.jit(functools.partial(module.init, train=True))
+    variables = init(jax.random.key(0), x)
     assert variables["params"]["theta"]["kernel"].shape == (1, 1, 6, 3)
     y, _ = module.apply(variables, x, train=True, mutable="batch_stats")
     np.testing.assert_array_equal(y, x)
 
+    @jax.jit
     def gradient(scale):
         params = variables["params"]
         params = params | {"bn": params["bn"] | {"scale": jnp.full(6, scale)}}
@@ -385,9 +390,10 @@ def test_same_size_rcan_is_rcan_between_bicubic_resizing():
 def test_residual_rcan_starts_as_the_identity_and_learns():
     images = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3))
     module = SameSizeRCAN(2, 1, 1, 8, residual=True)
-    found, variables = module.init_with_output(jax.random.key(0), images)
+    found, variables = jax.jit(module.init_with_output)(jax.random.key(0), images)
     np.testing.assert_array_equal(found, images)
-    gradient = jax.grad(lambda v: (module.apply(v, images) ** 2).sum())(variables)
+    loss = jax.jit(lambda v: (module.apply(v, images) ** 2).sum())
+    gradient = jax.grad(loss)(variables)
     assert (gradient["params"]["rcan"]["last"]["kernel"] != 0).any()
 
 
