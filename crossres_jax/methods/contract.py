@@ -18,8 +18,9 @@ Variables = Mapping[str, Any]
 def check_choice(method: str, option: str, value: Any, known: Sequence) -> None:
     """Raises ValueError if a method's option is none of the known values."""
     if value not in known:
+        names = ", ".join(map(str, known))
         raise ValueError(
-            f"{method} has no {option} {value!r}; expected one of {', '.join(known)}."
+            f"{method} has no {option} {value!r}; expected one of {names}."
         )
 
 
