@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import common
 from crossres_jax import methods
-from crossres_jax.export import write_export
+from crossres_jax.export import read_export, write_export
 from crossres_jax.methods.contract import Ensemble, Method
 from crossres_jax.report import write_report
 from crossres_jax.training.checkpoint import Checkpoints
@@ -40,6 +40,8 @@ from crossres_jax.training.start import import_backbone, read_weights
 from crossres_jax.training.workdir import begin, locked, resolve
 from crossres_jax.training.writer import MetricsWriter, Progress, write_json
 from input_pipeline import pipeline
+from input_pipeline.protocols import Protocol
+from input_pipeline.restored import write_restored
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -97,6 +99,8 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
     """Trains what is left to train, evaluates, and returns `results.json`."""
     check_fields(config, workdir)
     check_values(config)
+    if "restorer" in config:
+        return run_restored(config, workdir, mode, stop)
     mesh = make_mesh()
     if mode == "train":
         batch_size = config.data.num_ids * config.data.num_instances
@@ -120,6 +124,74 @@ def build_method(config: ConfigDict, data: pipeline.Data) -> Method | Ensemble:
         return methods.load(name)(data.plan.num_classes, **options)
     except TypeError as error:
         raise ValueError(f"config.method does not fit {name}: {error}.") from error
+
+
+def run_restored(
+    config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]
+) -> dict:
+    """Trains `config.restorer`, restores the data set once, and runs the rest on that.
+
+    The workdir gets `restorer`, a run; `restored`, a folder of pictures; and a run
+    named after the method.
+    """
+    stored = json.loads(config.to_json())
+    restorer, folder = workdir / "restorer", workdir / "restored"
+    rest = {key: value for key, value in stored.items() if key != "restorer"}
+    first = {
+        **rest,
+        "method": stored["restorer"]["method"],
+        "data": {**rest["data"], **stored["restorer"]["data"]},
+        "init": common.get_config().init.to_dict(),  # it has no backbone
+    }
+    first = ConfigDict(resolve(first, restorer, "train"))
+    data = pipeline.open_data(first.data)
+    with locked(workdir):
+        begin(workdir, stored, data.manifest, SOURCE)
+        if not folder.exists():
+            if mode == "evaluate":
+                raise ValueError(
+                    f"--mode=evaluate needs a finished run, found no restored images "
+                    f"in {workdir}. Train it first, without --mode."
+                )
+            run(first, restorer, mode, stop)
+            model = read_export(restorer / "export")
+            restore = functools.partial(jax.jit(model.method.restore), model.variables)
+            write_restored(data, restore, folder, progress=restoring(data, stop))
+            jax.clear_caches()  # the method compiles programs of its own
+        rest["data"] |= restored_data(folder, data.plan.protocol)
+        results = run(ConfigDict(rest), workdir / config.method.name, mode, stop)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        results |= {**identify(config, data), "restored_sha256": manifest["sha256"]}
+        write_json(workdir / "results.json", results)
+    return results
+
+
+def restored_data(folder: Path, protocol: Protocol) -> dict:
+    """The fields of `config.data` in which a run on restored images differs."""
+    plain = common.get_config().data
+    dealt = ("lr_cameras", "rate", "scales", "kernel", "rounding", "blur")
+    return {
+        **{name: plain[name] for name in (*dealt, "jpeg_quality", "seed", "split")},
+        **{name: plain[name] for name in ("table", "pattern")},
+        "protocol": "paired_folder",
+        "dir": str(folder),
+        "evaluation": protocol.evaluation,
+        "num_draws": protocol.num_draws,
+    }
+
+
+def restoring(data: pipeline.Data, stop: Callable[[], bool]) -> Callable[[int], None]:
+    """Shows how many images are restored; raises `Stopped` when `stop` says so."""
+    plan = data.plan
+    sides = plan.train, plan.query, plan.gallery
+    progress = Progress("restored", sum(len(side.pid) for side in sides))
+
+    def update(done):
+        if stop():
+            raise Stopped("before all images were restored")
+        progress.update(done)
+
+    return update
 
 
 def run_members(

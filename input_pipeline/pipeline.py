@@ -189,13 +189,14 @@ def eval_batches(data: Data, side: str, copy_rate: int = 0) -> Iterator[Batch]:
         yield batch | {"valid": valid}
 
 
-def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
+def load_images(data: Data, side: str, rows: ArrayLike, copy_rate: int = 0) -> Batch:
     """Some images of one side, without augmentation.
 
     Args:
       data: from `open_data`.
       side: "train", "query", "gallery", "val_query" or "val_gallery".
       rows: (N,) int rows of that side of `data.plan`, at least one.
+      copy_rate: see `eval_batches`.
 
     Returns:
       One batch as from `eval_batches`, of N rows in the order given, without `valid`.
@@ -203,7 +204,7 @@ def load_images(data: Data, side: str, rows: ArrayLike) -> Batch:
     Raises:
       ValueError: naming the image, if one cannot be read.
     """
-    return next(_plain_batches(data, side, np.asarray(rows)[None]))
+    return next(_plain_batches(data, side, np.asarray(rows)[None], copy_rate))
 
 
 def at_resolution(data: Data, **resolutions: Fraction) -> Data:

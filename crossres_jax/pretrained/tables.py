@@ -127,6 +127,27 @@ DEEP_RESNET = (
     (r"(conv1|bn1|layer1|fc)\..*", ""),
 )
 
+# methods.dgrl: ShallowExtractor, Body, and the Sides, whose bottlenecks are of the kind
+# of the third and of the last stage.
+DGRL_SHALLOW = (
+    *_linear("conv1", "stem/conv1"),
+    *_norm("bn1", "stem/bn1"),
+    (r"(layer\d|fc)\..*", ""),
+)
+DGRL_BODY = (
+    *_residual(r"layer(\d)\.(\d+)", r"stage\1/block\2"),
+    (r"(conv1|bn1|fc)\..*", ""),
+)
+DGRL_SIDE1 = (
+    *_residual(r"layer3\.([012])", r"stage1/block\1"),
+    *_residual(r"layer4\.([01])", r"stage2/block\1"),
+    (r"(conv1|bn1|layer[12]|layer3\.[3-5]|layer4\.2|fc)\..*", ""),
+)
+DGRL_SIDE2 = (
+    *_residual(r"layer4\.(\d)", r"stage1/block\1"),
+    (r"(conv1|bn1|layer[123]|fc)\..*", ""),
+)
+
 # modules.osnet.OSNet ← the authors' files. A stream that has one layer (conv2a) does
 # not number it.
 _BLOCK = r"conv(\d)\.(\d)"
