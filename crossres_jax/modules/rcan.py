@@ -13,7 +13,7 @@ from crossres_jax.modules.conv import Conv, uniform_fan_in
 
 UPSAMPLERS = {2: (2,), 3: (3,), 4: (2, 2)}  # scale → factors of the pixel shuffles
 
-# He initialisation makes the signal 8,000 times as large within two groups of 20 blocks.
+# He initialisation makes the signal 8,000 times as large in two groups of 20 blocks.
 _conv = partial(Conv, use_bias=True, kernel_init=uniform_fan_in)
 
 
