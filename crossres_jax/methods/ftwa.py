@@ -315,7 +315,7 @@ def build(
             mutable=["batch_stats"],
         )
         logits, weights = (apart(x, len(vectors)) for x in judged)
-        if updates:  # of `quality_norm`
+        if name in batch_stats:  # of `quality_norm`
             batch_stats = {**batch_stats, name: updates["batch_stats"]}
         return list(map(Judgement, logits, weights)), batch_stats
 

@@ -25,6 +25,8 @@ def loss_and_gradient(method, phase):
             return output.loss, output
 
         gradient, output = jax.grad(loss, has_aux=True)(trained)
+        before, after = variables["batch_stats"], output.batch_stats
+        assert jax.tree.structure(before) == jax.tree.structure(after)  # for the loop
         return output, gradient
 
     return run
