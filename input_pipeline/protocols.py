@@ -286,6 +286,13 @@ PROTOCOLS = {
         # Anyone's own data: the table's split, or half of the identities.
         dataclasses.replace(_OFFICIAL, name="folder", dataset="folder"),
         Protocol(name="mlr_folder", dataset="folder", lr_cameras=(1,)),
+        # Pictures that were restored once, with their originals.
+        Protocol(
+            name="paired_folder",
+            dataset="folder",
+            low_resolution="stored",
+            scales=(2, 3, 4),  # of synthetic copies
+        ),
     )
 }
 

@@ -804,6 +804,7 @@ def test_a_split_that_would_not_be_looked_at_is_refused():
         ("market1501", "jpeg_quality", 30),
         ("market1501", "rate", "per_identity"),
         ("caviar", "rate", "per_identity"),
+        ("paired_folder", "rate", "per_identity"),
         ("viper", "kernel", "area"),
     ],
 )
