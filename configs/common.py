@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
 
 def has_low_resolution(protocol: str) -> bool:
     """Whether a protocol of that name has low-resolution images."""
-    return protocol.startswith(("mlr_", "vr_", "caviar"))
+    return protocol.startswith(("mlr_", "vr_", "caviar", "paired_"))
 
 
 def parse(arg: str, options: tuple[str, ...]) -> tuple[str, set[str]]:

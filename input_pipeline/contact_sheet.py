@@ -62,16 +62,15 @@ def _training_images(data):
         rows = _spread(np.arange(len(train.pid)), train.pid, NUM_EXAMPLES)
         return "Training images", [[tile] for tile in _tiles(data, "train", rows)]
     rows = _spread(low, train.scale, NUM_EXAMPLES)
-    tiles = _tiles(data, "train", rows)
-    if not train.has_hr[rows].all():
-        heading = "Low-resolution training images, without originals"
-        return heading, [[tile] for tile in tiles]
-    originals = load_images(data, "train", rows)["hr"]
-    pairs = [
-        [tile, Tile(original, "original")]
-        for tile, original in zip(tiles, originals, strict=True)
+    tiles, batch = _tiles(data, "train", rows), load_images(data, "train", rows)
+    groups = [
+        [tile, Tile(original, "original")] if has_hr else [tile]
+        for tile, original, has_hr in zip(
+            tiles, batch["hr"], batch["has_hr"], strict=True
+        )
     ]
-    return "Low-resolution training images and their originals", pairs
+    paired = " and their" if batch["has_hr"].any() else ", without"
+    return f"Low-resolution training images{paired} originals", groups
 
 
 def _searches(data):

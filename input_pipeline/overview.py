@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 
 from input_pipeline.pipeline import Data
-from input_pipeline.protocols import PROTOCOLS, SEARCHED, num_unmatched
+from input_pipeline.protocols import AS_THEY_ARE, PROTOCOLS, SEARCHED, num_unmatched
 
 _ROUNDED = {"floor": "down", "nearest": "to the nearest", "ceil": "up"}
 _WIDTH = 88  # of the terminal
@@ -59,6 +59,7 @@ def _low_side(protocol):
         "half": "half per identity",
         "per_identity": "camera per identity",
         "real": "the smaller images",
+        "stored": "as the table says",
         "all": "all",
     }[protocol.low_resolution]
 
@@ -67,7 +68,7 @@ def _rates(protocol):
     """How low it is, and how that is dealt out."""
     if protocol.low_resolution == "none":
         return ""
-    if protocol.low_resolution == "real":
+    if protocol.low_resolution in AS_THEY_ARE:
         return "as they are"
     choices = _scales(protocol)
     if protocol.widths:
@@ -89,7 +90,7 @@ def _fields(data):
         copies.append(f"blur of {protocol.blur:g} pixels")
     if protocol.jpeg_quality:
         copies.append(f"JPEG of quality {protocol.jpeg_quality}")
-    if protocol.widths or protocol.low_resolution == "real":
+    if protocol.widths or protocol.low_resolution in AS_THEY_ARE:
         copies.append(f"synthetic copies at {_scales(protocol)}")
     drawn = f"seed {protocol.seed}, split {protocol.split}"
     if protocol.val_ids:
@@ -138,8 +139,8 @@ def _notes(data):
     """Yields what deserves attention, a line each."""
     plan, train = data.plan, data.plan.train
     sides = {name: getattr(plan, name) for name in data.manifest["counts"]}
-    num_used = sum(len(images.pid) for images in sides.values())
-    if left_out := len(data.source) - num_used:
+    used = {p for x in sides.values() for p in (*x.record, *x.original)}
+    if left_out := len(data.source) - len(used):
         yield (
             f"on no side: identities {plan.num_set_aside:,}, "
             f"images {left_out:,} of {len(data.source):,}"

@@ -26,7 +26,7 @@ from input_pipeline.datasets import folder, records
 tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
 
 TUPLES = ("image", "synthetic", "cross")
-_IMAGE_KEYS = ("lr", "hr", "scale", "index")
+_IMAGE_KEYS = ("lr", "hr", "scale", "relative_width", "index")
 _CROSS_KEYS = ("lr", "synthetic_lr", "hr", "synthetic_scale", "index", "lr_index")
 Batch = dict[str, np.ndarray]
 
@@ -84,11 +84,12 @@ def open_data(config: Any) -> Data:
     builder = _find_builder(protocol.dataset, config)
     dataset = records.open_records(builder, manual_dir=config.dir)
     # With its version: the manifest's hash is to change when the pictures do.
-    name = builder.info.full_name
+    name, pairs = builder.info.full_name, None
     if protocol.dataset == "folder":
-        name = f"folder/{folder.fingerprint(dataset.index)}"
+        pairs = folder.find_pairs(builder.builder_config.rows)
+        name = f"folder/{folder.fingerprint(dataset.index, pairs)}"
     protocol = dataclasses.replace(protocol, dataset=name)
-    plan = protocols.make_plan(protocol, dataset.index)
+    plan = protocols.make_plan(protocol, dataset.index, pairs)
     plan, quarantined = _quarantine(plan, dataset.index, config, builder.data_dir)
     protocols.check_disjoint(plan, dataset.index.sha256)
     protocols.check_matches(plan)
@@ -154,8 +155,7 @@ def train_batches(
       ValueError: naming the image, if one cannot be read.
     """
     images = data.plan.train
-    make, keys = _image_tuples, _IMAGE_KEYS
-    describe = functools.partial(_describe, max_width=images.width.max())
+    make, keys, describe = _image_tuples, _IMAGE_KEYS, _describe
     if data.config.tuples == "cross":
         make, keys, describe = _cross_tuples, _CROSS_KEYS, _describe_cross
     steps = range(start_step, start_step + num_steps)
@@ -169,7 +169,8 @@ def eval_batches(data: Data, side: str, copy_rate: int = 0) -> Iterator[Batch]:
     Args:
       data: from `open_data`.
       side: "query" or "gallery", or "val_query" or "val_gallery".
-      copy_rate: if not 0, batches have `synthetic_lr`, copies of `hr` at that rate.
+      copy_rate: if not 0, batches have `synthetic_lr`, copies of the images, as they
+        are stored, at that rate.
 
     Yields:
       Image tuples as from `train_batches`, of exactly `eval_batch_size` rows, as the
@@ -219,15 +220,17 @@ def at_resolution(data: Data, **resolutions: Fraction) -> Data:
       `Data`; sizes are rounded, and the images degraded, as the protocol says.
 
     Raises:
-      ValueError: if an image has no original, or a fraction is not from 0 to 1.
+      ValueError: if an image is stored as a low-resolution one, or a fraction is not
+        from 0 to 1.
     """
     sides = {}
     for side, resolution in resolutions.items():
         images = getattr(data.plan, side)
-        if not images.has_hr.all():
+        fixed = ~images.has_hr | (images.original != images.record)
+        if fixed.any():
             raise ValueError(
-                f"expected a HR original of every {side} image, found "
-                f"{(~images.has_hr).sum()} images without one under "
+                f"expected to degrade the HR original of every {side} image, found "
+                f"{fixed.sum()} images that are stored as low-resolution ones under "
                 f"{data.plan.protocol.name}."
             )
         sides[side] = protocols.at_resolution(
@@ -239,25 +242,23 @@ def at_resolution(data: Data, **resolutions: Fraction) -> Data:
 def _plain_batches(data, side, rows, copy_rate=0):
     """Batches of the given (batches, B) rows of a side, without augmentation."""
     images = getattr(data.plan, side)
-    size, kernel = tuple(data.config.image_size), data.config.resize
+    size = tuple(data.config.image_size)
 
     def load(number):
         index = rows[number].astype(np.int32)
-        pixels = _read(data, images, index)
         lr, hr, *copies = _empty(data, 2 + bool(copy_rate), len(index))
-        for row, i in enumerate(index):
-            hr[row] = transforms.fit(pixels[row], size, kernel)
-            low = _stored(data, images, i, pixels[row])
-            same = low is pixels[row]
-            lr[row] = hr[row] if same else transforms.fit(low, size)
+        for row, (low, high) in enumerate(_read(data, images, index)):
+            hr[row] = transforms.fit(high, size, data.config.resize)
+            low, kernel = _stored(data, images, index[row], low)
+            lr[row] = hr[row] if low is high else transforms.fit(low, size, kernel)
             for copy in copies:
                 copy[row] = transforms.fit(_copy(data, low, copy_rate), size)
-        return lr, hr, images.scale[index], index, *copies
+        relative_width = _relative_width(data, images.width[index])
+        return lr, hr, images.scale[index], relative_width, index, *copies
 
     keys = (*_IMAGE_KEYS, "synthetic_lr") if copy_rate else _IMAGE_KEYS
-    max_width = data.plan.train.width.max()
     for batch in _ahead(load, keys, range(len(rows))):
-        batch = _describe(batch, images, max_width)
+        batch = _describe(batch, images)
         yield batch | {"pid": images.pid[batch["index"]]}
 
 
@@ -268,20 +269,21 @@ def _image_tuples(data, seed, step, copy_rate):
     draws = sampling.plan_draws(seed, step, len(index), transforms.NUM_DRAWS)
     copied = images.has_hr[index] & (config.tuples == "synthetic")
     scale = np.where(copied, rates, images.scale[index]).astype(np.float32)
-    pixels = _read(data, images, index)
+    width = images.width[index].astype(float)
     lr, hr = _empty(data, 2, len(index))
     augment = _augmentation(config)
-    for row, i in enumerate(index):
-        augment(pixels[row], draws[row], kernel=config.resize, out=hr[row])
+    for row, (low, high) in enumerate(_read(data, images, index)):
+        augment(high, draws[row], kernel=config.resize, out=hr[row])
         if copied[row]:
-            low = _copy(data, pixels[row], rates[row])
+            low, kernel = _copy(data, high, rates[row]), "bicubic"
+            width[row] = high.shape[1] / rates[row]
         else:
-            low = _stored(data, images, i, pixels[row])
-        if low is pixels[row]:
+            low, kernel = _stored(data, images, index[row], low)
+        if low is high:
             lr[row] = hr[row]
         else:
-            augment(low, draws[row], out=lr[row])
-    return lr, hr, scale, index
+            augment(low, draws[row], kernel=kernel, out=lr[row])
+    return lr, hr, scale, _relative_width(data, width), index
 
 
 def _cross_tuples(data, seed, step, copy_rate):
@@ -292,20 +294,17 @@ def _cross_tuples(data, seed, step, copy_rate):
     partner = sampling.plan_partners(seed, step, images.label[index], images.label[low])
     lr_index = np.where(partner < 0, -1, low[partner]).astype(np.int32)
     draws = sampling.plan_draws(seed, step, 2 * len(index), transforms.NUM_DRAWS)
-    pixels = _read(data, images, index)
-    lr_pixels = iter(_read(data, images, lr_index[lr_index >= 0]))
+    partners = _read(data, images, lr_index[lr_index >= 0])
     lr, synthetic_lr, hr = _empty(data, 3, len(index))
     augment = _augmentation(config)
-    for row, lr_i in enumerate(lr_index):
-        augment(pixels[row], draws[2 * row], kernel=config.resize, out=hr[row])
-        low = _copy(data, pixels[row], rates[row])
+    for row, (_, high) in enumerate(_read(data, images, index)):
+        augment(high, draws[2 * row], kernel=config.resize, out=hr[row])
+        low = _copy(data, high, rates[row])
         augment(low, draws[2 * row], out=synthetic_lr[row])
-        if lr_i < 0:
+        if lr_index[row] < 0:
             lr[row] = synthetic_lr[row]
             continue
-        original = next(lr_pixels)
-        low = _stored(data, images, lr_i, original)
-        kernel = config.resize if low is original else "bicubic"
+        low, kernel = _stored(data, images, lr_index[row], next(partners)[0])
         augment(low, draws[2 * row + 1], kernel=kernel, out=lr[row])
     return lr, synthetic_lr, hr, rates.astype(np.float32), index, lr_index
 
@@ -334,16 +333,30 @@ def _planned(plan, tuples):
 
 
 def _read(data, images, index):
-    """The originals of some images of a side, a list of (H, W, 3) uint8."""
-    positions = images.record[index].tolist()
-    return records.read_pixels(data.source, positions, images.name[index])
+    """Pixels of some images of a side: an iterator of (record's, original's).
+
+    Both are (h, w, 3) uint8, and one array where the image has no other original.
+    """
+    columns = (images.name, images.record, images.original)
+    names, record, original = (column[index] for column in columns)
+    of_names = [f"{name}'s original" for name in names]
+    of_names = np.where(record == original, names, of_names)
+    positions = np.append(original, record).tolist()
+    pixels = records.read_pixels(data.source, positions, [*of_names, *names])
+    return zip(pixels[len(index) :], pixels[: len(index)], strict=True)
 
 
 def _stored(data, images, i, pixels):
-    """Image i as the MLR set stores it, (h, w, 3) uint8: its LR copy or `pixels`."""
-    if not (images.low[i] and images.has_hr[i]):
-        return pixels
-    return _degraded(data, pixels, (images.height[i], images.width[i]))
+    """Image i, of these pixels in its record, as the MLR set stores it.
+
+    Returns:
+      ((h, w, 3) uint8, the kernel that brings them to the input size): the LR copy or
+      `pixels` themselves.
+    """
+    paired = images.record[i] != images.original[i]
+    if paired or not (images.low[i] and images.has_hr[i]):
+        return pixels, data.config.resize
+    return _degraded(data, pixels, (images.height[i], images.width[i])), "bicubic"
 
 
 def _copy(data, pixels, rate):
@@ -388,15 +401,18 @@ def _empty(data, num_arrays, batch_size):
     return arrays
 
 
-def _describe(batch, images, max_width):
+def _relative_width(data, width):
+    """(B,) float32: widths by that of the widest stored training image, at most 1."""
+    return np.minimum(width / data.plan.train.width.max(), 1).astype(np.float32)
+
+
+def _describe(batch, images):
     """Adds what the plan knows about the rows of a batch of image tuples."""
-    index, scale = batch["index"], batch["scale"]
-    width = images.width[index] * images.scale[index] / scale  # pixels
+    index = batch["index"]
     return batch | {
         "has_hr": images.has_hr[index],
         "camid": images.camid[index],
-        "resolution": 1 / scale,
-        "relative_width": np.minimum(width / max_width, 1).astype(np.float32),
+        "resolution": 1 / batch["scale"],
     }
 
 
@@ -495,16 +511,14 @@ def _quarantine(plan, index, config, folder):
     advice = (
         f"Replace it by an intact copy, and delete {folder}: it is then built again."
     )
-    unreadable = index.height == 0
     for side in ("query", "gallery", "val_query", "val_gallery"):
-        images = getattr(plan, side)
-        if (bad := unreadable[images.record]).any():
+        _, names = _unreadable(getattr(plan, side), index)
+        if names:
             raise ValueError(
-                f"{images.name[bad][0]}: not a readable image, and none may be missing "
-                f"in {side} (of {bad.sum()} there). {advice}"
+                f"{names[0]}: not a readable image, and none may be missing in {side} "
+                f"(of {len(names)} there). {advice}"
             )
-    bad = unreadable[plan.train.record]
-    names = plan.train.name[bad].tolist()
+    bad, names = _unreadable(plan.train, index)
     if len(names) > config.max_quarantined:
         raise ValueError(
             f"{names[0]}: not a readable image, like {len(names)} training images in "
@@ -515,6 +529,21 @@ def _quarantine(plan, index, config, folder):
     labels, label = np.unique(train.label, return_inverse=True)  # some may have gone
     train = train._replace(label=label.astype(np.int32))
     return plan._replace(train=train, num_classes=len(labels)), names
+
+
+def _unreadable(images, index):
+    """((N,) bool, names): which images of a side, or their originals, are damaged."""
+    itself, original = (
+        index.height[positions] == 0 for positions in (images.record, images.original)
+    )
+    bad = itself | original
+    names = [
+        name if alone else f"{name}'s original {index.name[position]}"
+        for name, alone, position in zip(
+            images.name[bad].tolist(), itself[bad], images.original[bad], strict=True
+        )
+    ]
+    return bad, names
 
 
 def _check_tuples(plan, config):

@@ -10,17 +10,21 @@ import hashlib
 import itertools
 import json
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from crossres_jax import sampling
 from input_pipeline.datasets import records
 
+LowResolution = Literal[
+    "none", "camera", "half", "per_identity", "real", "stored", "all"
+]
 KERNELS = ("area", "bilinear", "bicubic", "lanczos")
 SEARCHED = (("query", "gallery"), ("val_query", "val_gallery"))  # in each other
+AS_THEY_ARE = ("real", "stored")  # low-resolution images that nothing degrades
 _KNOWN = {
-    "low_resolution": ("none", "camera", "half", "per_identity", "real", "all"),
+    "low_resolution": get_args(LowResolution),
     "rate": ("per_identity", "per_image"),
     "kernel": KERNELS,
     "rounding": ("floor", "nearest", "ceil"),
@@ -48,16 +52,18 @@ class Protocol:
       "per_identity": those of one camera of each identity, drawn;
       "real": those of the camera whose images are the smaller ones in the mean, as they
         are; identities that it or the others do not see are set aside (CAVIAR);
+      "stored": those that `records.Pairs` tells, as they are, perhaps restored, with
+        originals that are stored beside them;
       "all": all of them.
-    Query are then the low-resolution test images, gallery the others. Under "none" and
-    "all", query and gallery are the official ones; where there are none, the first
-    image of each identity in each camera is a query.
+    Query are then the low-resolution test images, gallery the others. Under "none",
+    "stored" and "all", query and gallery are the official ones; where there are none,
+    and all images are alike, the first of each identity in each camera is a query.
 
-    *Degradation.* Low-resolution images that are not real are down-sampled, at a rate
-    of `scales`, which are dealt out in equal shares: "per_image", or "per_identity",
-    where the identities, in their order, are cut into equal parts (SING; Jiao et al.,
-    AAAI 2018). One scale is everybody's. With `widths`, equal shares get these widths
-    in pixels instead, but never more than their own.
+    *Degradation.* Low-resolution images that are neither real nor stored are
+    down-sampled, at a rate of `scales`, which are dealt out in equal shares:
+    "per_image", or "per_identity", where the identities, in their order, are cut into
+    equal parts (SING; Jiao et al., AAAI 2018). One scale is everybody's. With `widths`,
+    equal shares get these widths in pixels instead, but never more than their own.
 
     With `val_ids`, so many of the training identities are held out, the same share of
     every scale. Their images become a query and a gallery on which a checkpoint can be
@@ -70,9 +76,7 @@ class Protocol:
     num_test: int | None = None  # identities
     tested: tuple[str, ...] = ("query", "gallery", "test", "distractor")  # roles
     num_shots: int = 0  # images of an identity in a camera, drawn; 0: all
-    low_resolution: Literal["none", "camera", "half", "per_identity", "real", "all"] = (
-        "camera"
-    )
+    low_resolution: LowResolution = "camera"
     lr_cameras: tuple[int, ...] = ()
     rate: Literal["per_identity", "per_image"] = "per_image"
     scales: tuple[int, ...] = (2, 3, 4)
@@ -140,9 +144,9 @@ class Protocol:
         plain = set(self.scales) == {1} and not (
             self.widths or self.blur or self.jpeg_quality
         )
-        dealt = nothing or self.low_resolution == "real"
+        undealt = nothing or self.low_resolution in AS_THEY_ARE
         return {
-            "rate": "no rates are dealt out" if dealt else "",
+            "rate": "no rates are dealt out" if undealt else "",
             "blur": "nothing is degraded" if nothing else "",
             "jpeg_quality": "nothing is degraded" if nothing else "",
             "kernel": "nothing is down-sampled" if plain else "",
@@ -282,6 +286,13 @@ PROTOCOLS = {
         # Anyone's own data: the table's split, or half of the identities.
         dataclasses.replace(_OFFICIAL, name="folder", dataset="folder"),
         Protocol(name="mlr_folder", dataset="folder", lr_cameras=(1,)),
+        # Pictures that were restored once, with their originals.
+        Protocol(
+            name="paired_folder",
+            dataset="folder",
+            low_resolution="stored",
+            scales=(2, 3, 4),  # of synthetic copies
+        ),
     )
 }
 
@@ -290,6 +301,8 @@ class Images(NamedTuple):
     """One side of a protocol, one row per image."""
 
     record: np.ndarray  # (N,) int64 position in the records of the data set
+    original: np.ndarray  # (N,) int64 position of its HR original; that of the image
+    # itself where it is the original, is degraded from it or has none
     name: np.ndarray  # (N,) str
     pid: np.ndarray  # (N,) int64 the data set's own identity numbers
     label: np.ndarray  # (N,) int32 0..M−1 on the training side, −1 on the others
@@ -299,7 +312,8 @@ class Images(NamedTuple):
     scale: (
         np.ndarray
     )  # (N,) float32, at least 1: how much smaller than its HR original,
-    # or, where there is none, than the training side's HR images in the mean
+    # or, where there is none, than the training side's HR images in the mean; of a
+    # stored image as its data set says
     height: np.ndarray  # (N,) int32 pixels of the image in the MLR set
     width: np.ndarray  # (N,) int32
 
@@ -317,23 +331,27 @@ class Plan(NamedTuple):
     num_set_aside: int  # identities on no side
 
 
-def make_plan(protocol: Protocol, index: records.Index) -> Plan:
+def make_plan(
+    protocol: Protocol, index: records.Index, pairs: records.Pairs | None = None
+) -> Plan:
     """Applies a protocol to the index of its data set.
 
     Args:
       protocol: a `Protocol`.
       index: `name`, `pid`, `camid`, `height`, `width`, `role` of every record, as in
         `input_pipeline.datasets.records.Index`.
+      pairs: which images are stored as low-resolution ones, and their originals; only
+        looked at by a protocol whose low_resolution is "stored".
 
     Returns:
       A `Plan`; the images of each side are in the order of the records.
 
     Raises:
-      ValueError: if the data set has too few identities, no such official split or no
-        camera numbers where they are needed, or if an identity that may be drawn has
-        no image of high or none of low resolution.
+      ValueError: if the data set has too few identities, no such official split, no
+        camera numbers or no low-resolution images where they are needed, or if an
+        identity that may be drawn has no image of high or none of low resolution.
     """
-    official = (index.role != "").any()
+    official = (~np.isin(index.role, ("", "original"))).any()
     if official and protocol.num_train is not None:
         raise ValueError(
             f"Protocol {protocol.name} draws who trains, and {protocol.dataset} says "
@@ -349,7 +367,10 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     identities = np.unique(index.pid[(index.pid >= 0) & (role != "distractor")])
     index, role = records.Index(*(column[used] for column in index)), role[used]
 
-    low = _is_low(protocol, index)
+    original, scale = used, np.ones(len(used))
+    if protocol.low_resolution == "stored" and pairs:
+        original, scale = pairs.original[used], pairs.scale[used]
+    low = _is_low(protocol, index, (original != used) | (scale > 1))
     distractor = role == "distractor"
     known = np.intersect1d(index.pid[distractor], index.pid[~distractor])
     if len(known):
@@ -358,7 +379,7 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
             f"identities {_some(known.tolist())} under other roles, too, in "
             f"{protocol.dataset}."
         )
-    if protocol.low_resolution != "all":
+    if protocol.low_resolution not in ("stored", "all"):
         low &= ~distractor  # they are in the gallery, whatever their camera
     if official:
         train_pids, test_pids = _official(protocol, index, role)
@@ -369,12 +390,14 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
 
     is_query = low
     if protocol.low_resolution in ("none", "all"):
-        is_query = _official_queries(index, role)
+        is_query = _first_of_each_camera(index)
+    if protocol.low_resolution in ("none", "stored", "all"):
+        told = np.isin(role, ("query", "gallery", "distractor"))
+        is_query = np.where(told, role == "query", is_query)
     size = np.stack([index.height, index.width])
-    scale = np.ones(len(low))
     if protocol.low_resolution == "real":
         scale[low] = _real_scale(size, low, in_train & ~low)
-    else:
+    elif protocol.low_resolution != "stored":
         for part, pids in (
             (in_train, train_pids),
             (in_test & is_query, test_pids),
@@ -388,18 +411,20 @@ def make_plan(protocol: Protocol, index: records.Index) -> Plan:
     train_pids, val_pids = _hold_out(train_pids, protocol)
     in_val = np.isin(index.pid, val_pids)
     label_of = {pid: label for label, pid in enumerate(sorted(train_pids.tolist()))}
+    has_hr = ~low | (original != used) | (protocol.low_resolution not in AS_THEY_ARE)
 
     def images(chosen):
         rows = np.flatnonzero(chosen)
         pid = index.pid[rows]
         return Images(
             record=used[rows],
+            original=original[rows],
             name=index.name[rows],
             pid=pid,
             label=np.array([label_of.get(p, -1) for p in pid.tolist()], np.int32),
             camid=index.camid[rows].astype(np.int32),
             low=low[rows],
-            has_hr=~low[rows] | (protocol.low_resolution != "real"),
+            has_hr=has_hr[rows],
             scale=scale[rows].astype(np.float32),
             height=size[0, rows].astype(np.int32),
             width=size[1, rows].astype(np.int32),
@@ -518,16 +543,24 @@ def _draw_shots(protocol, index):
     return _rank_within((index.pid, index.camid), bits) < protocol.num_shots
 
 
-def _is_low(protocol, index):
-    """(N,) bool: which images are low-resolution."""
+def _is_low(protocol, index, stored):
+    """(N,) bool: which images are low-resolution, given which are stored as such."""
     which, num_images = protocol.low_resolution, len(index.pid)
     if which in ("camera", "per_identity", "real") and (index.camid < 0).any():
         raise ValueError(
             f"Protocol {protocol.name} needs to know the camera of every image, found "
             f"{index.name[index.camid < 0][0]} without one. Tell the cameras in the "
             "table's column camid or in the pattern, or choose a protocol whose "
-            "low_resolution is none, half or all."
+            "low_resolution is none, half, stored or all."
         )
+    if which == "stored":
+        if not stored.any():
+            raise ValueError(
+                f"Protocol {protocol.name} found no low-resolution picture in "
+                f"{protocol.dataset}: tell them in the table's columns scale and "
+                "original, or choose another protocol, such as folder or mlr_folder."
+            )
+        return stored
     if which == "none":
         return np.full(num_images, False)
     if which == "all":
@@ -609,7 +642,7 @@ def _down_sampled(protocol, index, rows, pids):
 def _candidates(protocol, index, low):
     """The identities that may be drawn: those with images of both resolutions."""
     identities = np.unique(index.pid)
-    if protocol.low_resolution in ("none", "all"):
+    if protocol.low_resolution in ("none", "stored", "all"):
         return identities
     both = np.intersect1d(index.pid[low], index.pid[~low])
     missing = np.setdiff1d(identities, both)
@@ -654,14 +687,12 @@ def _official(protocol, index, role):
     )
 
 
-def _official_queries(index, role):
-    """(N,) bool: official queries; where there are none, one image in each camera."""
+def _first_of_each_camera(index):
+    """(N,) bool: one image of each identity in each camera."""
     order = np.argsort(index.name)
     seen = np.stack([index.pid, index.camid])[:, order]
     _, first = np.unique(seen, axis=1, return_index=True)
-    is_first = np.isin(np.arange(len(index.pid)), order[first])
-    told = np.isin(role, ("query", "gallery", "distractor"))
-    return np.where(told, role == "query", is_first)
+    return np.isin(np.arange(len(index.pid)), order[first])
 
 
 def _hold_out(train_pids, protocol):
@@ -697,8 +728,8 @@ def check_disjoint(plan: Plan, sha256: np.ndarray) -> None:
 
     Raises:
       ValueError: if two of the three groups of identities (training, held out, test)
-        share one, or if two sides share an image: the same record, or another record
-        of the same pixels.
+        share one, or if two sides share an image, by itself or as an original: the
+        same record, or another record of the same pixels.
     """
     for one, other in itertools.combinations(_sides(plan), 2):
         a, b = getattr(plan, one), getattr(plan, other)
@@ -708,12 +739,14 @@ def check_disjoint(plan: Plan, sha256: np.ndarray) -> None:
                 f"Protocol {plan.protocol.name} leaks: the identities "
                 f"{_some(shared.tolist())} are both in {one} and in {other}."
             )
-        in_both = np.isin(sha256[a.record], sha256[b.record])
+        seen = sha256[np.append(b.record, b.original)]
+        in_both = np.isin(sha256[a.record], seen) | np.isin(sha256[a.original], seen)
         if in_both.any():
             raise ValueError(
                 f"Protocol {plan.protocol.name} leaks: the images "
                 f"{_some(a.name[in_both].tolist())} of {one} are also in {other}, "
-                "as the same file or under another name with the same pixels."
+                "as the same file or under another name with the same pixels, "
+                "themselves or as originals."
             )
 
 

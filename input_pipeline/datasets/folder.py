@@ -5,10 +5,12 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import archives, records
@@ -22,7 +24,9 @@ class Row(NamedTuple):
     path: str  # in the folder, with /
     pid: int
     camid: int  # −1 where cameras are not known
-    role: str  # as in `records.Index`
+    role: str  # as in `records.Index`, or "original": of another picture, and no more
+    original: str = ""  # path of the same at full resolution, '' where there is none
+    scale: float = 1.0  # as in `records.Pairs`
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -72,12 +76,14 @@ def open_folder(
     Args:
       folder: where the pictures lie, in folders of it or not.
       table: name of a CSV file in it, whose columns are `pid`, `camid`, `path` and, if
-        there is a split, `split` (train, test) and `role` (query, gallery, distractor).
+        there is a split, `split` (train, test) and `role` (query, gallery, distractor),
+        and, of low-resolution pictures, `scale` (as in `records.Pairs`) and `original`
+        (path of the same at full resolution, with a line of its own or without).
         Identities and cameras are whole numbers (identities below 0 are junk), or text,
         which is numbered from 0 in sorted order.
       pattern: regex of the paths in the folder, with the named groups `pid` and `camid`
-        and perhaps `split` and `role`; if given, all pictures count and no table is
-        read.
+        and perhaps `split`, `role` and `scale`; if given, all pictures count and no
+        table is read.
       no_camera: whether cameras are not known; `camid` is then not looked at.
       cache_dir: where built data sets are kept, None for TFDS's own place.
 
@@ -103,15 +109,29 @@ def open_folder(
     state = [str(top.resolve())]
     for row in rows:
         file = (top / row.path).stat()
-        state.append([*row, file.st_size, file.st_mtime_ns, file.st_ctime_ns])
+        stored = (row.path, row.pid, row.camid, row.role)  # not who is whose original
+        state.append([*stored, file.st_size, file.st_mtime_ns, file.st_ctime_ns])
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
     config = FolderConfig(name=key, folder=str(top), rows=rows)
     return Folder(config=config, data_dir=cache_dir)
 
 
-def fingerprint(index: records.Index) -> str:
+def find_pairs(rows: tuple[Row, ...]) -> records.Pairs | None:
+    """The pairs of a folder's rows; None where nothing is low-resolution."""
+    if not any(row.original or row.scale > 1 for row in rows):
+        return None
+    position = {row.path: i for i, row in enumerate(rows)}
+    return records.Pairs(
+        original=np.array([position[row.original or row.path] for row in rows]),
+        scale=np.array([row.scale for row in rows]),
+    )
+
+
+def fingerprint(index: records.Index, pairs: records.Pairs | None = None) -> str:
     """What a folder holds, in 16 hexadecimal digits: the same on every machine."""
     columns = (index.name, index.pid, index.camid, index.role, index.sha256)
+    if pairs:
+        columns += (index.name[pairs.original], pairs.scale)
     rows = sorted(zip(*(column.tolist() for column in columns), strict=True))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
@@ -122,8 +142,8 @@ def _read_table(folder, table, columns):
     if not path.is_file():
         raise ValueError(
             f"{path}: no such file, expected a table of your pictures with the columns "
-            f"{', '.join(columns)} and perhaps split, role. Write it, name another by "
-            "--config.data.table, or give --config.data.pattern."
+            f"{', '.join(columns)} and perhaps split, role, scale, original. Write it, "
+            "name another by --config.data.table, or give --config.data.pattern."
         )
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -149,17 +169,18 @@ def _read_table(folder, table, columns):
     told = {}
     for line, cells in lines.items():
         row = {column: (cells[column] or "").strip() for column in found if column}
-        name = Path(row["path"] or "/")
-        if name.is_absolute() or ".." in name.parts:
-            raise ValueError(
-                f"{path}, {line}: expected the path of a picture in {folder}, found "
-                f"{row['path']!r}."
-            )
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{path}, {line}: {row['path']} is not in {folder}. Put the picture "
-                "there (folders are divided by /), or take the line out."
-            )
+        for picture in (row["path"], row.get("original") or row["path"]):
+            name = Path(picture or "/")
+            if name.is_absolute() or ".." in name.parts:
+                raise ValueError(
+                    f"{path}, {line}: expected the path of a picture in {folder}, "
+                    f"found {picture!r}."
+                )
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"{path}, {line}: {picture} is not in {folder}. Put the picture "
+                    "there (folders are divided by /), or take the line out."
+                )
         told[line] = row
     return told
 
@@ -226,7 +247,22 @@ def _rows(told, place, no_camera):
                 f"{place}: expected cameras from 0 on, found some below. Where no "
                 "cameras are known, say --config.data.no_camera=True."
             )
-    return tuple(sorted(map(Row, paths, pids, camids, roles)))
+    originals, scales = zip(
+        *(_pair(row, f"{place}, {where}") for where, row in told.items()), strict=True
+    )
+    rows = [*map(Row, paths, pids, camids, roles, originals, scales)]
+    listed = {row.path: row for row in rows}
+    for where, row in zip(told, rows, strict=True):
+        original = listed.get(row.original)
+        if original and (original.original or original.scale > 1):
+            raise ValueError(
+                f"{place}, {where}: expected an original at full resolution, found "
+                f"{row.original}, which has a scale or an original of its own: name "
+                "its original here, or empty these two cells of its line."
+            )
+    unlisted = {*originals} - {"", *listed}
+    rows += (Row(path, -1, -1, "original") for path in unlisted)
+    return tuple(sorted(rows))
 
 
 def _role(row, where):
@@ -243,6 +279,28 @@ def _role(row, where):
             f"{where}: the split {split} does not go with the role {role}."
         )
     return role or split
+
+
+def _pair(row, where):
+    """(path of the original or '', scale) of a picture."""
+    original, text = (row.get(name) or "" for name in ("original", "scale"))
+    if original:
+        original = Path(original).as_posix()
+    if original == Path(row["path"]).as_posix():
+        raise ValueError(
+            f"{where}: expected another picture as the original of {original}, found "
+            "itself. Leave the cell empty where there is none."
+        )
+    try:
+        scale = float(text or 1)
+    except ValueError:
+        scale = math.nan
+    if not 1 <= scale < math.inf:
+        raise ValueError(
+            f"{where}: expected as the scale of {row['path']} how much smaller than "
+            f"its original it is, a number from 1 on, or nothing, found {text!r}."
+        )
+    return original, scale
 
 
 def _numbers(texts):

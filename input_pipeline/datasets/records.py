@@ -39,6 +39,15 @@ class Index(NamedTuple):
     # or, where these are not told apart, "test"; a word for each official split; or ""
 
 
+class Pairs(NamedTuple):
+    """Pictures that are stored in two resolutions; row i describes record i."""
+
+    original: np.ndarray  # (N,) int64 position of the record that shows the same at
+    # full resolution; i where there is none
+    scale: np.ndarray  # (N,) float64, at least 1: how much smaller than its original
+    # the picture is, or was before it was restored
+
+
 class EncodedImages(Sequence):
     """`source[i]["image"]` are the encoded bytes of record i, its only field here.
 

@@ -227,12 +227,15 @@ def _write_cuhk03_split(path, names):
 def write_folder(tmp_path):
     """A function that writes own pictures and their table, and returns the folder.
 
-    Six identities, of each two pictures in either camera; `columns` of the table.
+    Six identities, of each two pictures in either camera; `columns` of the table. Those
+    of camera 1 are low-resolution in a column scale, and those of four identities have
+    originals in a column of that name.
     """
 
     def write(columns="pid,camid,path", rows=None):
         top = tmp_path / "own"
-        (top / "pictures").mkdir(parents=True, exist_ok=True)
+        for name in ("pictures", "originals"):
+            (top / name).mkdir(parents=True, exist_ok=True)
         lines = [columns]
         for pid in range(1, 7):
             for camid in (1, 2):
@@ -241,12 +244,18 @@ def write_folder(tmp_path):
                     (top / path).write_bytes(
                         _picture(20 + 4 * pid + 2 * camid + shot, 12)
                     )
+                    original = f"originals/{pid}_{shot}.jpg"
+                    paired = "original" in columns and camid == 1 and pid % 3
+                    if paired:
+                        (top / original).write_bytes(_picture(60 + 2 * pid + shot, 18))
                     row = {
                         "pid": pid,
                         "camid": camid,
                         "path": path,
                         "split": "train" if pid <= 3 else "test",
                         "role": "" if pid <= 3 else ("query", "gallery")[shot],
+                        "scale": 2 + shot if camid == 1 else "",
+                        "original": original if paired else "",
                     }
                     values = (str(row[name]) for name in columns.split(","))
                     lines.append(",".join(values))

@@ -63,7 +63,8 @@ def open_protocol(
         if protocol.dataset.startswith("cuhk03"):
             write_cuhk03(folder)
         elif protocol.dataset == "folder":
-            folder = write_folder()
+            pairs = ",scale,original" if name == "paired_folder" else ""
+            folder = write_folder(f"pid,camid,path{pairs}")
         elif not protocol.dataset.startswith("pedestrians"):
             write_files("folder", folder, files_of(protocol.dataset))
         options = {"dir": str(folder), "cache_dir": str(tmp_path / "cache")}
@@ -90,7 +91,7 @@ def test_a_protocol_trains_and_is_searched_on_files_of_the_official_layout(
         rows = sum(batch["valid"].sum() for batch in eval_batches(data, side))
         assert rows == len(getattr(plan, side).pid) > 0
     assert set(plan.query.pid) <= set(plan.gallery.pid)
-    if protocol.low_resolution in ("camera", "half", "per_identity", "real"):
+    if protocol.low_resolution in ("camera", "half", "per_identity", "real", "stored"):
         assert not plan.gallery.low.any()
         assert plan.query.low.all() == (protocol.scales != (1,))
     if protocol.low_resolution == "all":

@@ -127,7 +127,7 @@ def test_the_fingerprint_is_the_same_on_every_machine(write_folder):
         cache_dir=None,
     )
     rows = builder.builder_config.rows
-    assert rows[0] == ("pictures/1_c1_0.jpg", 1, 1, "")
+    assert rows[0] == folder.Row("pictures/1_c1_0.jpg", 1, 1, "")
     index = records.Index(
         name=np.array([row.path for row in rows]),
         pid=np.array([row.pid for row in rows]),
@@ -140,6 +140,10 @@ def test_the_fingerprint_is_the_same_on_every_machine(write_folder):
     assert folder.fingerprint(index) == "10846ef5127df5d6"
     backwards = records.Index(*(column[::-1] for column in index))
     assert folder.fingerprint(backwards) == folder.fingerprint(index)
+    assert folder.find_pairs(rows) is None
+    rows = (rows[0]._replace(original=rows[1].path, scale=2.0), *rows[1:])
+    pairs = folder.find_pairs(rows)
+    assert folder.fingerprint(index, pairs) == "eba240411c645892"
 
 
 def drop(column):
@@ -268,6 +272,234 @@ class TestWrongSplits:
         rewrite(top, lambda lines: [*lines, "6,1,pictures/copy.jpg,test,gallery"])
         with pytest.raises(ValueError, match=r"pictures/6_c2_0\.jpg of query are also"):
             open_own(top)
+
+
+PAIRED = "pid,camid,path,split,scale,original"
+
+
+@pytest.fixture
+def open_pairs(open_own, write_folder):
+    """A function that opens stored pairs, of a table with changes, and gives the data.
+
+    Of the training identities 1 to 3, and of the others, the last has no originals.
+    """
+
+    def opened(change=lambda lines: lines, columns=PAIRED, **changes):
+        top = write_folder(columns)
+        rewrite(top, change)
+        return open_own(top, "paired_folder", **changes)
+
+    return opened
+
+
+def original_of(data, images, name):
+    """The bytes of the original of a picture."""
+    (row,) = np.flatnonzero(images.name == name)
+    return data.source[int(images.original[row])]["image"]
+
+
+def test_a_table_tells_what_is_low_resolution_and_its_originals(open_pairs, tmp_path):
+    data = open_pairs()
+    train, query, gallery = data.plan[1:4]
+    assert set(train.pid) == {1, 2, 3} and set(query.pid) == {4, 5, 6}
+    assert set(query.camid) == {1} and set(gallery.camid) == {2}
+    for images in (train, query, gallery):
+        np.testing.assert_array_equal(images.low, images.camid == 1)
+        np.testing.assert_array_equal(images.has_hr, ~images.low | (images.pid % 3 > 0))
+        np.testing.assert_array_equal(
+            images.original != images.record, images.low & images.has_hr
+        )
+        shot = np.array([int(name[-5]) for name in images.name])
+        np.testing.assert_array_equal(images.scale, np.where(images.low, 2 + shot, 1))
+        assert set(images.width) == {12}  # as stored
+    for images, name in ((train, "2_1"), (query, "5_1")):
+        expected = (tmp_path / "own" / "originals" / f"{name}.jpg").read_bytes()
+        found = original_of(data, images, f"pictures/{name[0]}_c1_{name[2]}.jpg")
+        assert found == expected
+    everything = {*train.name, *query.name, *gallery.name}
+    assert len(data.source) == 24 + 8 and len(everything) == 24
+    assert not [name for name in everything if name.startswith("originals")]
+    assert data.plan.num_set_aside == 0
+
+
+def test_the_roles_of_a_table_with_pairs_count(open_pairs):
+    plan = open_pairs(columns=f"{PAIRED},role").plan
+    for images, shot in ((plan.query, "0"), (plan.gallery, "1")):
+        assert {name[-5] for name in images.name} == {shot}
+        assert set(images.low) == {True, False}
+    assert plan.train.low.any()
+
+
+def test_pairs_without_a_split_halve_the_identities(open_pairs):
+    plan = open_pairs(columns="pid,camid,path,scale,original", val_ids=0).plan
+    assert plan.num_classes == 3 == len(set(plan.query.pid))
+    assert plan.query.low.all() and not plan.gallery.low.any()
+    assert plan.num_set_aside == 0
+
+
+def test_held_out_pairs_are_searched_as_the_tested_ones_are(open_pairs):
+    change = every(",test", ",train")
+    data = open_pairs(lambda lines: [*change(lines[:17]), *lines[17:]], val_ids=2)
+    assert data.plan.val_query.low.all() and not data.plan.val_gallery.low.any()
+    assert len(set(data.plan.val_query.pid)) == 2
+
+
+def test_an_original_may_have_a_line_of_its_own(open_pairs):
+    data = open_pairs(replace(1, "originals/1_0", "./pictures/1_c2_0"))
+    train = data.plan.train
+    (row,) = np.flatnonzero(train.name == "pictures/1_c2_0.jpg")
+    (paired,) = np.flatnonzero(train.name == "pictures/1_c1_0.jpg")
+    assert train.original[paired] == train.record[row] == train.original[row]
+    assert len(data.source) == 24 + 7 and not train.low[row]
+
+
+def test_a_picture_with_an_original_alone_is_low_resolution(open_pairs):
+    train = open_pairs(replace(1, ",2,originals", ",,originals")).plan.train
+    (row,) = np.flatnonzero(train.name == "pictures/1_c1_0.jpg")
+    assert train.low[row] and train.has_hr[row] and train.scale[row] == 1
+
+
+def test_scales_may_be_fractions_and_in_the_names(open_pairs, open_own, write_folder):
+    train = open_pairs(replace(1, ",2,originals", ",2.5,originals")).plan.train
+    assert train.scale[train.name == "pictures/1_c1_0.jpg"] == 2.5
+    pattern = r"pictures/(?P<pid>\d)_c(?P<camid>(?P<scale>\d))_\d\.jpg"
+    top = write_folder()
+    shutil.rmtree(top / "originals")
+    query = open_own(top, "paired_folder", pattern=pattern).plan.query
+    assert set(query.camid) == {2} == set(query.scale) and not query.has_hr.any()
+
+
+def test_other_protocols_do_not_look_at_pairs(open_own, write_folder):
+    data = open_own(write_folder(PAIRED))
+    for images in data.plan[1:4]:
+        assert not images.low.any()
+        np.testing.assert_array_equal(images.original, images.record)
+    assert len(data.plan.query.pid) == 6 == len(data.plan.gallery.pid)
+
+
+def test_the_manifest_knows_scales_and_originals_but_not_empty_columns(
+    open_own, write_folder
+):
+    top = write_folder(PAIRED)
+    changes = (
+        lambda lines: lines,
+        replace(1, ",2,originals", ",2.5,originals"),
+        replace(1, "originals/1_0", "originals/1_1"),
+    )
+    hashes, lines = set(), (top / "images.csv").read_text().splitlines()
+    for change in changes:
+        rewrite(top, lambda _, change=change: change(lines))
+        manifest = open_own(top, "paired_folder").manifest
+        hashes.add(manifest["protocol"]["dataset"])
+        hashes.add(manifest["sha256"])
+    assert len(hashes) == 2 * len(changes)
+    plain = [",".join(line.split(",")[:4]) for line in lines]
+    rewrite(top, lambda _: plain)
+    manifest = open_own(top).manifest
+    rewrite(top, lambda _: [lines[0], *(f"{line},," for line in plain[1:])])
+    assert open_own(top).manifest == manifest
+
+
+def test_a_table_without_low_resolution_pictures_is_no_paired_folder(
+    open_own, write_folder
+):
+    with pytest.raises(
+        ValueError, match=r"paired_folder found no low-resol.* folder/.*columns scale"
+    ):
+        open_own(write_folder("pid,camid,path,split"), "paired_folder")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            replace(1, "originals/1_0", "pictures/../pictures/1_c1_0"),
+            r"line 2: expected the path",
+        ),
+        (
+            replace(1, "originals/1_0", "./pictures/1_c1_0"),
+            r"line 2: expected another picture as the original of pictures/1_c1_0\.jpg",
+        ),
+        (
+            replace(1, "originals/1_0", "originals/1_9"),
+            r"line 2: originals/1_9\.jpg is not in .*own",
+        ),
+        (
+            replace(1, "originals/1_0", "pictures/1_c1_1"),
+            r"line 2: expected an original at full .* found pictures/1_c1_1\.jpg, wh",
+        ),
+        (
+            replace(1, "originals/1_0", "pictures/3_c1_0"),  # has a scale alone
+            r"line 2: expected an original at full .* found pictures/3_c1_0\.jpg, wh",
+        ),
+        *(
+            (
+                replace(1, ",2,originals", f",{scale},originals"),
+                rf"line 2: expected as the scale of pictures/1_c1_0\.jpg .* '{scale}'",
+            )
+            for scale in ("x2", "0.5", "nan", "inf")
+        ),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused_by_line(open_pairs, change, message):
+    with pytest.raises(ValueError, match=rf"images\.csv, {message}"):
+        open_pairs(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            replace(1, "originals/1_0", "originals/4_0"),
+            r"images pictures/1_c1_0\.jpg of train are also in query",
+        ),
+        (
+            replace(1, "originals/1_0", "pictures/4_c2_0"),
+            r"images pictures/1_c1_0\.jpg of train are also in gallery",
+        ),
+        (
+            replace(13, "originals/4_0", "pictures/1_c2_0"),
+            r"images pictures/1_c2_0\.jpg of train are also in query",
+        ),
+        (
+            replace(13, "originals/4_0", "pictures/4_c2_0"),
+            r"images pictures/4_c1_0\.jpg of query are also in gallery",
+        ),
+    ],
+)
+def test_an_original_that_is_seen_on_another_side_is_a_leak(
+    open_pairs, change, message
+):
+    with pytest.raises(ValueError, match=f"leaks: the {message}.*or as originals"):
+        open_pairs(change)
+
+
+def test_a_copy_of_an_original_is_a_leak_on_another_side_only(open_own, write_folder):
+    top = write_folder(PAIRED)
+    copy = top / "originals" / "1_1.jpg"
+    copy.write_bytes((top / "originals" / "1_0.jpg").read_bytes())
+    assert open_own(top, "paired_folder").plan.num_classes == 3
+    copy.write_bytes((top / "originals" / "5_1.jpg").read_bytes())
+    with pytest.raises(
+        ValueError, match=r"pictures/1_c1_1\.jpg of train are also in q"
+    ):
+        open_own(top, "paired_folder")
+
+
+def test_a_damaged_original_counts_as_a_damaged_picture(open_own, write_folder):
+    top = write_folder(PAIRED)
+    (top / "originals" / "2_1.jpg").write_bytes(b"")
+    damaged = "pictures/2_c1_1.jpg's original originals/2_1.jpg"
+    data = open_own(top, "paired_folder")
+    assert data.quarantined == [damaged]
+    assert "pictures/2_c1_1.jpg" not in data.plan.train.name
+    with pytest.raises(ValueError, match=rf"{damaged}: not a .* at most 0"):
+        open_own(top, "paired_folder", max_quarantined=0)
+    (top / "originals" / "5_1.jpg").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"5_c1_1\.jpg's original originals/5_1\.jpg: not a"
+    ):
+        open_own(top, "paired_folder")
 
 
 def test_a_damaged_training_picture_is_left_out_and_a_searched_one_refused(

@@ -207,9 +207,7 @@ def test_own_pictures_without_cameras_and_low_resolution_are_shown(look, folder)
     text, sheet = look(f"--data_dir={folder}", "--no_camera", protocol="folder")
     found = {key: value.split() for key, value in rows(text).items()}
     assert found["no camera"] == ["8", "2", "1"] and found["×1"] == ["8", "2", "1"]
-    with Image.open(folder / "0_0.png") as image:
-        pixels = np.uint8(np.rint(transforms.fit(np.asarray(image), TILE) * 255))
-    assert places(sheet, pixels)
+    assert places(sheet, stored_tile(folder / "0_0.png"))
 
 
 def test_real_low_resolution_images_have_no_original(
@@ -224,6 +222,39 @@ def test_real_low_resolution_images_have_no_original(
     assert "- on no side: identities 2, images 20 of 140" in text
     assert "original: train 30, query 30\n" in text
     assert "about ×" in text and sheet.shape[1] > 8 * STEP
+
+
+def test_stored_pairs_are_shown_beside_each_other(look, write_folder):
+    top = write_folder("pid,camid,path,split,scale,original")
+    (top / "originals" / "2_0.jpg").write_bytes(b"no picture")
+    text, sheet = look(f"--data_dir={top}", protocol="paired_folder")
+    found = rows(text)
+    assert "\nlow-resolution  as the table says\n" in text
+    assert found["rates"] == "as they are"
+    assert found["down-sampling"].endswith("synthetic copies at ×2 ×3 ×4")
+    assert found["images"].split() == ["11", "6", "6"]
+    assert found["×2"].split() == ["2", "3", "–"]
+    notes = text.partition("\n- ")[2].partition("\n\nPictures")[0].split("\n- ")
+    assert [" ".join(note.split()) for note in notes] == [
+        "on no side: identities 0, images 2 of 32",
+        "training images that cannot be read and are left out: 1 "
+        "(pictures/2_c1_0.jpg's original originals/2_0.jpg)",
+        "images without a high-resolution original: train 2, query 2",
+    ]
+    for name, original in (("1_c1_1", "1_1"), ("3_c1_0", None)):
+        (y, x), *_ = places(sheet, stored_tile(top / "pictures" / f"{name}.jpg"))
+        beside = cut(sheet, y, x + STEP)
+        if original:
+            expected = stored_tile(top / "originals" / f"{original}.jpg")
+            np.testing.assert_array_equal(beside, expected)
+        else:
+            assert (beside == 255).all()
+
+
+def stored_tile(path):
+    """How a picture should look on the sheet."""
+    with Image.open(path) as image:
+        return np.uint8(np.rint(transforms.fit(np.asarray(image), TILE) * 255))
 
 
 def test_a_file_that_exists_is_left_as_it_is(cache_dir, tmp_path, monkeypatch):

@@ -393,8 +393,8 @@ def test_record_that_is_damaged_later_is_named_when_it_is_met(data, side):
 
 
 def test_leaking_plan_is_refused_on_opening(make_config, monkeypatch):
-    def wrong_plan(protocol, index):
-        plan = make_plan(protocol, index)
+    def wrong_plan(*args):
+        plan = make_plan(*args)
         return plan._replace(gallery=plan.train)
 
     make_plan = protocols.make_plan
@@ -640,8 +640,8 @@ def test_resumed_cross_tuples_are_the_tail_of_the_full_run(make_config):
 
 
 def test_an_identity_without_a_low_resolution_image_is_masked(make_config, monkeypatch):
-    def plan_without(protocol, index):
-        plan = make_plan(protocol, index)
+    def plan_without(*args):
+        plan = make_plan(*args)
         kept = ~(plan.train.low & (plan.train.label < 4))
         train = protocols.Images(*(column[kept] for column in plan.train))
         return plan._replace(train=train)
@@ -793,7 +793,7 @@ def test_a_side_at_another_resolution(make_config):
 
 
 def test_a_resolution_needs_originals_and_a_fraction(caviar_config, make_config):
-    with pytest.raises(ValueError, match="HR original of every query image, found"):
+    with pytest.raises(ValueError, match=r"original of every query .*found 20 image"):
         pipeline.at_resolution(open_data(caviar_config()), query=Fraction(1, 2))
     with pytest.raises(ValueError, match="above 0 and up to 1, found 3/2"):
         pipeline.at_resolution(open_data(make_config()), query=Fraction(3, 2))
@@ -843,3 +843,130 @@ def pillow_resize(pixels, size):
         ],
         -1,
     )
+
+
+class TestStoredPairs:
+    """Low-resolution pictures, and originals of some of them, in a folder."""
+
+    @pytest.fixture
+    def open_pairs(self, make_config, write_folder, tmp_path):
+        """A function that opens pairs: camera 1 has the low-resolution pictures.
+
+        Those of the last of the three training identities have no originals, and
+        neither have those of the last tested one.
+        """
+        top = write_folder("pid,camid,path,split,scale,original")
+
+        def opened(**changes):
+            fields = {
+                "protocol": "paired_folder",
+                "dir": str(top),
+                "cache_dir": str(tmp_path / "cache"),
+                "num_ids": 3,
+                "num_instances": 4,
+            }
+            return open_data(make_config(**fields | changes))
+
+        return opened
+
+    def pixels(self, data, images, row):
+        """A picture as it is stored, and its original."""
+        positions = [int(images.record[row]), int(images.original[row])]
+        return records.read_pixels(data.source, positions, ["stored", "original"])
+
+    def assert_shown(self, data, images, batch, kernel="bicubic"):
+        for row, i in enumerate(batch["index"]):
+            for key, pixels in zip(
+                ("lr", "hr"), self.pixels(data, images, i), strict=True
+            ):
+                expected = transforms.fit(pixels, (32, 16), kernel)
+                np.testing.assert_array_equal(batch[key][row], expected)
+
+    @pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+    def test_both_are_shown_as_they_are_stored(self, open_pairs, kernel):
+        data = open_pairs(flip=0.0, pad=0, resize=kernel)
+        train = data.plan.train
+        (batch,) = batches(data, num_steps=1)
+        self.assert_shown(data, train, batch, kernel)
+        paired = (train.low & train.has_hr)[batch["index"]]
+        differ = (batch["lr"] != batch["hr"]).any((1, 2, 3))
+        np.testing.assert_array_equal(differ, paired)
+        assert paired.any() and not batch["has_hr"].all()
+        np.testing.assert_array_equal(batch["scale"], train.scale[batch["index"]])
+        np.testing.assert_allclose(batch["resolution"], 1 / batch["scale"], rtol=1e-6)
+        assert set(batch["scale"]) == {1, 2, 3} and set(batch["relative_width"]) == {1}
+        for side in ("query", "gallery"):
+            for batch in eval_batches(data, side):
+                self.assert_shown(data, getattr(data.plan, side), batch, kernel)
+
+    def test_a_restored_picture_and_its_original_share_flip_and_crop(self, open_pairs):
+        plain = batches(open_pairs(flip=0.0, pad=0))
+        moved = batches(open_pairs(flip=0.5, pad=4))
+        moves = set()
+        for before, after in zip(plain, moved, strict=True):
+            differ = (before["lr"] != before["hr"]).any((1, 2, 3))
+            for row in np.flatnonzero(differ):
+                hr = find_move(before["hr"][row], after["hr"][row])
+                assert hr == find_move(before["lr"][row], after["lr"][row])
+                moves.add(hr)
+        assert len(moves) > 8
+
+    def test_synthetic_copies_are_made_of_the_originals(self, open_pairs):
+        data = open_pairs(tuples="synthetic", flip=0.0, pad=0)
+        train = data.plan.train
+        (batch,) = batches(data, seed=2, num_steps=1)
+        rates = sampling.plan_scales(2, 0, 12, (2, 3, 4))
+        np.testing.assert_array_equal(
+            batch["scale"],
+            np.where(batch["has_hr"], rates, train.scale[batch["index"]]),
+        )
+        for row, i in enumerate(batch["index"]):
+            lr, original = self.pixels(data, train, i)
+            width = 12
+            if batch["has_hr"][row]:
+                size = tuple(np.array(original.shape[:2]) // rates[row])
+                lr = transforms.degrade(original, size, "bicubic")
+                width = original.shape[1] / rates[row]
+            expected = transforms.fit(lr, (32, 16))
+            np.testing.assert_array_equal(batch["lr"][row], expected)
+            assert batch["relative_width"][row] == np.float32(width / 12)
+        assert {12, 18} == {
+            self.pixels(data, train, i)[1].shape[1] for i in batch["index"]
+        }
+
+    def test_cross_tuples_show_the_stored_picture(self, open_pairs):
+        data = open_pairs(tuples="cross", flip=0.0, pad=0, resize="bilinear")
+        train = data.plan.train
+        (batch,) = batches(data, num_steps=1)
+        assert set(batch["lr_camid"]) == {1} and set(batch["camid"]) == {2}
+        np.testing.assert_array_equal(batch["scale"], train.scale[batch["lr_index"]])
+        for row, i in enumerate(batch["lr_index"]):
+            stored, _ = self.pixels(data, train, i)
+            expected = transforms.fit(stored, (32, 16), "bilinear")
+            np.testing.assert_array_equal(batch["lr"][row], expected)
+        for row, i in enumerate(batch["index"]):
+            _, original = self.pixels(data, train, i)
+            size = np.array(original.shape[:2]) // int(batch["synthetic_scale"][row])
+            copy = transforms.degrade(original, tuple(size), "bicubic")
+            expected = transforms.fit(copy, (32, 16))
+            np.testing.assert_array_equal(batch["synthetic_lr"][row], expected)
+
+    def test_they_have_no_other_resolution(self, open_pairs):
+        data = open_pairs()
+        with pytest.raises(
+            ValueError, match=r"every query .*found 6 images that are s"
+        ):
+            pipeline.at_resolution(data, query=Fraction(1, 2))
+        smaller = pipeline.at_resolution(data, gallery=Fraction(1, 2)).plan.gallery
+        assert set(smaller.width) == {6}
+
+    def test_an_original_that_is_damaged_later_is_named_by_its_picture(
+        self, open_pairs
+    ):
+        data = open_pairs()
+        query = data.plan.query
+        corrupt = data._replace(source=CorruptSource(data.source, query.original[0]))
+        with pytest.raises(
+            ValueError, match=rf"^{query.name[0]}'s original: not a readable image"
+        ):
+            list(eval_batches(corrupt, "query"))

@@ -6,7 +6,7 @@ import pytest
 
 from crossres_jax import sampling
 from input_pipeline import protocols
-from input_pipeline.datasets.records import Index
+from input_pipeline.datasets.records import Index, Pairs
 from input_pipeline.protocols import PROTOCOLS, Protocol, make_plan
 
 NUM_IDS, NUM_CAMERAS, NUM_SHOTS = 20, 3, 2
@@ -241,6 +241,102 @@ def test_only_the_training_side_is_the_measure_of_a_real_scale():
         size[high] = 0
     changed = make_plan(REAL, index._replace(**sizes))
     np.testing.assert_array_equal(changed.query.scale, plan.query.scale)
+
+
+STORED = Protocol(name="s", dataset="d", low_resolution="stored")
+
+
+def make_stored(index):
+    """Camera 1 is low-resolution; its first shots have originals, the last records."""
+    shot = np.char.endswith(index.name, "_0.png")
+    first = np.flatnonzero((index.camid == 1) & shot)
+    originals = Index(
+        name=np.char.add("hr/", index.name[first]),
+        pid=np.full(len(first), -1),
+        camid=np.full(len(first), -1),
+        height=np.full(len(first), 62),
+        width=np.full(len(first), 30),
+        sha256=np.char.add("hr", index.sha256[first]),
+        role=np.full(len(first), "original"),
+    )
+    original = np.arange(len(index.pid) + len(first))
+    original[first] = original[len(index.pid) :]
+    index = Index(*map(np.append, index, originals))
+    return index, Pairs(original, scale=np.where(index.camid == 1, 2.5, 1.0))
+
+
+def test_stored_images_are_low_resolution_as_they_are():
+    index, pairs = make_stored(INDEX)
+    plan = make_plan(STORED, index, pairs)
+    protocols.check_disjoint(plan, index.sha256)
+    assert plan.num_classes == 10 == len(set(plan.query.pid)) and not plan.num_set_aside
+    assert set(plan.query.camid) == {1} and set(plan.gallery.camid) == {0, 2}
+    for side in (plan.train, plan.query, plan.gallery):
+        low, first = side.camid == 1, np.char.endswith(side.name, "_0.png")
+        np.testing.assert_array_equal(side.low, low)
+        np.testing.assert_array_equal(side.has_hr, ~low | first)
+        np.testing.assert_array_equal(side.scale, np.where(low, 2.5, 1))
+        assert (set(side.height), set(side.width)) == ({31}, {15})
+        names = np.where(low & first, np.char.add("hr/", side.name), side.name)
+        np.testing.assert_array_equal(index.name[side.original], names)
+
+
+def test_official_roles_come_before_what_is_stored():
+    index, pairs = make_stored(OFFICIAL)
+    plan, official = make_plan(STORED, index, pairs), make_plan(MARKET, OFFICIAL)
+    for side in ("train", "query", "gallery"):
+        images = getattr(plan, side)
+        np.testing.assert_array_equal(images.name, getattr(official, side).name)
+        np.testing.assert_array_equal(images.low, images.camid == 1)
+    words = np.where(np.isin(index.role, ("query", "gallery")), "test", index.role)
+    plan = make_plan(STORED, index._replace(role=words), pairs)
+    assert set(plan.query.camid) == {1} and plan.query.low.all()
+    np.testing.assert_array_equal(plan.gallery.low, plan.gallery.camid == 1)
+    assert set(plan.gallery.pid[plan.gallery.low]) == {0}  # distractors
+
+
+def test_stored_images_need_no_cameras_and_are_needed():
+    index, pairs = make_stored(INDEX)
+    unseen = index._replace(camid=np.full(len(index.pid), -1))
+    assert make_plan(STORED, unseen, pairs).query.low.all()
+    none = Pairs(np.arange(len(index.pid)), np.ones(len(index.pid)))
+    for found in (None, none):
+        with pytest.raises(ValueError, match=r"s found no low-resolution picture in d"):
+            make_plan(STORED, index, found)
+
+
+def test_the_manifest_of_stored_images_is_the_same_on_every_machine():
+    index, pairs = make_stored(INDEX)
+    manifest = protocols.manifest(make_plan(STORED, index, pairs))
+    assert manifest["sha256"] == (
+        "d79451104ad6df445a8a112643e8ecd9a5b6260a11b532962239e5831d1b2c84"
+    )
+    order = sampling.permutation(len(index.pid), seed=3)
+    place = np.argsort(order)  # of the record that was there
+    shuffled = Pairs(place[pairs.original[order]], pairs.scale[order])
+    index = Index(*(column[order] for column in index))
+    assert protocols.manifest(make_plan(STORED, index, shuffled)) == manifest
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("train", "query"), ("query", "train"), ("query", "gallery")]
+)
+def test_an_original_on_another_side_is_a_leak(one, other):
+    index, pairs = make_stored(INDEX)
+    plan = make_plan(STORED, index, pairs)
+    images, elsewhere = getattr(plan, one), getattr(plan, other)
+    original = images.original.copy()
+    paired = np.flatnonzero(original != images.record)[0]
+    for seen in (elsewhere.record[1], elsewhere.original[0]):
+        original[paired] = seen
+        wrong = plan._replace(**{one: images._replace(original=original)})
+        sides = sorted((one, other), key=plan._fields.index)
+        with pytest.raises(ValueError, match=f"of {sides[0]} are also in {sides[1]}"):
+            protocols.check_disjoint(wrong, index.sha256)
+    # On one side it may be that of several images.
+    original[paired] = np.setdiff1d(images.original, images.record)[-1]
+    shared = plan._replace(**{one: images._replace(original=original)})
+    protocols.check_disjoint(shared, index.sha256)
 
 
 def test_widths_are_dealt_in_equal_shares_and_keep_the_aspect():
@@ -708,6 +804,7 @@ def test_a_split_that_would_not_be_looked_at_is_refused():
         ("market1501", "jpeg_quality", 30),
         ("market1501", "rate", "per_identity"),
         ("caviar", "rate", "per_identity"),
+        ("paired_folder", "rate", "per_identity"),
         ("viper", "kernel", "area"),
     ],
 )
