@@ -41,7 +41,7 @@ from crossres_jax.training.workdir import begin, locked, resolve
 from crossres_jax.training.writer import MetricsWriter, Progress, write_json
 from input_pipeline import pipeline
 from input_pipeline.protocols import Protocol
-from input_pipeline.restored import write_restored
+from input_pipeline.restored import check_restorable, write_restored
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -145,6 +145,7 @@ def run_restored(
     }
     first = ConfigDict(resolve(first, restorer, "train"))
     data = pipeline.open_data(first.data)
+    check_restorable(data)
     with locked(workdir):
         begin(workdir, stored, data.manifest, SOURCE)
         if not folder.exists():

@@ -20,6 +20,22 @@ from input_pipeline.datasets import records
 COLUMNS = ("path", "pid", "camid", "split", "role", "scale", "original")
 
 
+def check_restorable(data: pipeline.Data) -> None:
+    """Raises ValueError if identities are held out, or no query is low-resolution."""
+    plan = data.plan
+    if len(plan.val_query.pid):
+        raise ValueError(
+            f"expected no held-out identities, found {plan.protocol.val_ids}: their "
+            "images would be needed both restored and as they are. Leave out "
+            "config.data.val_ids."
+        )
+    if not plan.query.low.any():
+        raise ValueError(
+            "expected a protocol with low-resolution queries, found none under "
+            f"{plan.protocol.name}: there is nothing to restore."
+        )
+
+
 def write_restored(
     data: pipeline.Data,
     restore: Callable[..., np.ndarray],
@@ -41,26 +57,12 @@ def write_restored(
     It appears whole or not at all.
 
     Args:
-      data: from `open_data`.
+      data: from `open_data`, as `check_restorable` wants it.
       restore: `(images, *, resolution) → images`, both (N, H, W, 3) in [0, 1].
       folder: must not exist.
       progress: is told how many images are done.
-
-    Raises:
-      ValueError: if identities are held out, or nothing is low-resolution.
     """
     plan = data.plan
-    if len(plan.val_query.pid):
-        raise ValueError(
-            f"expected no held-out identities, found {plan.protocol.val_ids}: their "
-            "images would be needed both restored and as they are. Leave out "
-            "config.data.val_ids."
-        )
-    if not plan.query.low.any():
-        raise ValueError(
-            f"expected a protocol with low-resolution queries, found none under "
-            f"{plan.protocol.name}: there is nothing to restore."
-        )
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     rows, digest = [], hashlib.sha256()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -395,6 +396,66 @@ def test_an_ensemble_trains_its_members_and_compares_them_together(launch, folde
     assert ended.returncode == 1
     assert "x3 holds no run (no config.json)" in ended.stderr
     assert not (top / "x3").exists()
+
+
+RESTORED_NET = """
+import pixel_net
+from ml_collections import ConfigDict
+
+
+def get_config(arg=""):
+    config = pixel_net.get_config(arg)
+    narrow = {"num_groups": 1, "num_blocks": 1, "channels": 4, "squeeze": 1}
+    config.restorer = ConfigDict(
+        {
+            "data": {"tuples": "synthetic"},
+            "method": {"name": "rcan", "epochs": 1, **narrow},
+        }
+    )
+    return config
+"""
+
+
+def test_a_data_set_is_restored_once_and_then_is_one_of_its_own(launch, config, folder):
+    (folder / "restored_net.py").write_text(RESTORED_NET)
+    flags = [x.replace("pixel_net.py", "restored_net.py") for x in config]
+    ended = launch(*flags, "--config.data.val_ids=2", "--workdir=wrong")
+    assert ended.returncode == 1 and "no held-out identities, found 2" in ended.stderr
+    assert not (folder / "wrong").exists()
+
+    ended = launch(*flags, "--workdir=restored_run")
+    assert ended.returncode == 0, ended.stderr
+    top = folder / "restored_run"
+    results = json.loads((top / "results.json").read_text())
+    manifest = json.loads((top / "manifest.json").read_text())
+    assert results["protocol"] == "mlr_pedestrians_tiny"
+    assert results["manifest_sha256"] == manifest["sha256"]
+    restored = json.loads((top / "restored" / "manifest.json").read_text())
+    assert results["restored_sha256"] == restored["sha256"]
+    assert restored["source"] == manifest
+    of_method = json.loads((top / "sixth.pixel_net" / "results.json").read_text())
+    assert of_method["protocol"] == "paired_folder"
+    assert of_method["rank1"] == results["rank1"]
+    restorer = json.loads((top / "restorer" / "results.json").read_text())
+    assert {"psnr", "psnr_bicubic"} <= restorer["sr"].keys()
+
+    # Again: nothing is trained or restored anew.
+    before = {path: path.stat().st_mtime_ns for path in (top / "restored").rglob("*")}
+    shutil.rmtree(top / "restorer")
+    again = launch("--workdir=restored_run")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((top / "results.json").read_text()) == results
+    assert before == {p: p.stat().st_mtime_ns for p in (top / "restored").rglob("*")}
+
+    # The pictures serve any other run.
+    flags = [x.replace("mlr_pedestrians_tiny", "paired_folder") for x in config]
+    flags += [f"--config.data.dir={top / 'restored'}", "--config.method.epochs=1"]
+    ended = launch(*flags, "--workdir=on_restored")
+    assert ended.returncode == 0, ended.stderr
+
+    (top / "restored").rename(folder / "moved")
+    ended = launch("--workdir=restored_run", "--mode=evaluate")
+    assert ended.returncode == 1 and "found no restored images" in ended.stderr
 
 
 def test_no_split_begins_where_a_later_one_cannot(launch, config, folder):
