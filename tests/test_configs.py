@@ -18,6 +18,7 @@ ARGUMENTS = {
         *("", "hr", "bot,vdsr", "mlr_viper,gem,bot,vdsr_ca", "hrnet_w32"),
         *("market1501,osnet_x0_25", "mlr_viper,bot,narrow", "agw", "mlr_viper,agw"),
     ),
+    "dgrl": ("", "plain", "mlr_viper,no_galn", "caviar,narrow,id_wrt"),
     "ffsr_rife": (
         *("", "srcnn", "vdsr,no_joint_learning", "no_ffsr,two_resnets", "no_mask"),
         *("vr_market1501", "mlr_viper,two_weighted_resnets", "caviar,narrow,resnet"),
@@ -140,6 +141,45 @@ def test_the_papers_numbers_of_section_3_2():
     assert (optimizer.algorithm, optimizer.weight_decay) == ("adam", 5e-4)
     assert {*optimizer.learning_rates.values()} == {7e-4}
     assert (optimizer.milestones, optimizer.decay_factor) == ((40, 70), 0.2)
+
+
+def test_the_papers_numbers_of_dgrl():
+    config = _config("dgrl", "mlr_market1501")
+    assert config.data.image_size == (256, 128)
+    assert (config.data.num_ids, config.data.num_instances) == (16, 3)
+    m = config.method
+    assert (m.alpha, m.beta, m.gamma, m.label_smoothing) == (0.5, 0.5, 5.0, 0.1)
+    assert (m.num_heads, m.num_groups) == (4, 32)
+    (phase,) = _build(config).phases
+    assert phase.epochs == 70
+    optimizer = phase.optimizer
+    assert (optimizer.algorithm, optimizer.momentum) == ("sgd", 0.9)
+    assert (optimizer.weight_decay, optimizer.milestones) == (5e-4, (30, 60))
+    assert {*optimizer.learning_rates.values()} == {1.3e-2}
+
+
+def test_the_restorers_of_dgrl_build_at_the_configs_size():
+    restorer = _config("dgrl", "mlr_market1501").restorer
+    method = _build(restorer)
+    image = jax.ShapeDtypeStruct((1, 256, 128, 3), jnp.float32)
+    variables = jax.eval_shape(method.init, jax.random.key(0), {"lr": image})
+    sizes = {
+        name: sum(x.size for x in jax.tree.leaves(tree))
+        for name, tree in variables["params"].items()
+    }
+    # The released x4 network has 15,592,379, of which 24 shift the mean.
+    assert sizes == {"x2": 15_444_643, "x3": 15_629_283, "x4": 15_592_355}
+
+
+@pytest.mark.parametrize("protocol", ["caviar", "paired_folder"])
+def test_what_is_not_to_be_restored_has_no_restorer(protocol):
+    assert "restorer" not in _config("dgrl", protocol)
+
+
+@pytest.mark.parametrize("arg", ["id,id_wrt", "plain,no_galn"])
+def test_rows_of_a_table_of_dgrl_exclude_each_other(arg):
+    with pytest.raises(ValueError, match="choose one of the options"):
+        _config("dgrl", arg)
 
 
 def test_the_papers_numbers_of_section_5_2():
