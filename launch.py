@@ -41,7 +41,7 @@ from crossres_jax.training.workdir import begin, locked, resolve
 from crossres_jax.training.writer import MetricsWriter, Progress, write_json
 from input_pipeline import pipeline
 from input_pipeline.protocols import Protocol
-from input_pipeline.restored import check_restorable, write_restored
+from input_pipeline.restored import check_restorable, check_restored, write_restored
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -103,8 +103,7 @@ def run(config: ConfigDict, workdir: Path, mode: str, stop: Callable[[], bool]) 
         return run_restored(config, workdir, mode, stop)
     mesh = make_mesh()
     if mode == "train":
-        batch_size = config.data.num_ids * config.data.num_instances
-        check_divisible(batch_size, mesh, "data.num_ids × data.num_instances")
+        check_batch(config, mesh)
     per_device = -(-config.data.eval_batch_size // mesh.size)
     config.data.eval_batch_size = per_device * mesh.size
 
@@ -134,8 +133,14 @@ def run_restored(
     The workdir gets `restorer`, a run; `restored`, a folder of pictures; and a run
     named after the method.
     """
-    stored = json.loads(config.to_json())
     restorer, folder = workdir / "restorer", workdir / "restored"
+    main = workdir / config.method.name
+    if mode == "evaluate" and not folder.exists():
+        raise ValueError(
+            f"--mode=evaluate needs a finished run, found no restored images in "
+            f"{workdir}. Train it first, without --mode."
+        )
+    stored = json.loads(config.to_json())
     rest = {key: value for key, value in stored.items() if key != "restorer"}
     first = {
         **rest,
@@ -144,25 +149,30 @@ def run_restored(
         "init": common.get_config().init.to_dict(),  # it has no backbone
     }
     first = ConfigDict(resolve(first, restorer, "train"))
-    data = pipeline.open_data(first.data)
+    if (rest["data"]["tuples"], first.data.tuples) != ("image", "synthetic"):
+        raise ValueError(
+            "a restorer learns from synthetic tuples and what comes behind it from "
+            f"image tuples, found config.restorer.data.tuples={first.data.tuples} and "
+            f"config.data.tuples={rest['data']['tuples']}."
+        )
+    for part, of_part in ((ConfigDict(rest), main), (first, restorer)):
+        data = pipeline.open_data(part.data)
+        check_batch(part, make_mesh())
+        prepare(part, data, build_method(part, data), of_part)
     check_restorable(data)
     with locked(workdir):
         begin(workdir, stored, data.manifest, SOURCE)
         if not folder.exists():
-            if mode == "evaluate":
-                raise ValueError(
-                    f"--mode=evaluate needs a finished run, found no restored images "
-                    f"in {workdir}. Train it first, without --mode."
-                )
             run(first, restorer, mode, stop)
             model = read_export(restorer / "export")
-            restore = functools.partial(jax.jit(model.method.restore), model.variables)
+            variables = jax.device_put(model.variables)
+            restore = functools.partial(jax.jit(model.method.restore), variables)
             write_restored(data, restore, folder, progress=restoring(data, stop))
             jax.clear_caches()  # the method compiles programs of its own
+        digest = check_restored(folder)
         rest["data"] |= restored_data(folder, data.plan.protocol)
-        results = run(ConfigDict(rest), workdir / config.method.name, mode, stop)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        results |= {**identify(config, data), "restored_sha256": manifest["sha256"]}
+        results = run(ConfigDict(rest), main, mode, stop)
+        results |= {**identify(config, data), "restored_sha256": digest}
         write_json(workdir / "results.json", results)
     return results
 
@@ -531,6 +541,12 @@ def watched(
         done += batch["valid"].sum()
         progress.update(done)
         yield batch
+
+
+def check_batch(config, mesh):
+    """Raises ValueError if a training batch cannot be cut over the devices."""
+    batch_size = config.data.num_ids * config.data.num_instances
+    check_divisible(batch_size, mesh, "data.num_ids × data.num_instances")
 
 
 def check_fields(config, workdir):

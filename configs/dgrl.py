@@ -1,6 +1,6 @@
 """DGRL (Ye and Gao).
 
-The embedded demo, generated pedestrians and narrow networks:
+The embedded demo, generated pedestrians and narrow networks (not yet measured):
 
     python launch.py --config=configs/dgrl.py
 
@@ -45,6 +45,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.protocol = protocol
         config.data.image_size = (256, 128)  # sec. IV-C
         config.data.pad = 10  # not given; PS-HRNet's
+    if protocol.startswith("mlr_"):
+        config.data.kernel = "area"  # sec. IV-C
     if protocol == "mlr_viper":
         config.data.num_ids = 24  # of whom two images each exist
         config.data.num_instances = 2
@@ -65,6 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if protocol and "narrow" in options:
         config.data.image_size = (128, 64)
         config.data.pad = 5
+        config.data.kernel = ""  # the protocol's, as in all methods' narrow runs
     return config
 
 
@@ -96,8 +99,8 @@ def _paper() -> ConfigDict:
     method.momentum = 0.9
     method.weight_decay = 5e-4
     method.milestones = (30, 60)
-    method.decay_factor = 0.1
-    method.warmup_epochs = 0
+    method.decay_factor = 0.1  # "decreased by one-tenth"
+    method.warmup_epochs = 0  # not mentioned
     method.warmup_learning_rate = 0.0
     method.dtype = "float32"
     return method

@@ -86,7 +86,8 @@ def open_data(config: Any) -> Data:
     # With its version: the manifest's hash is to change when the pictures do.
     name, pairs = builder.info.full_name, None
     if protocol.dataset == "folder":
-        pairs = folder.find_pairs(builder.builder_config.rows)
+        if protocol.low_resolution == "stored":
+            pairs = folder.find_pairs(builder.builder_config.rows)
         name = f"folder/{folder.fingerprint(dataset.index, pairs)}"
     protocol = dataclasses.replace(protocol, dataset=name)
     plan = protocols.make_plan(protocol, dataset.index, pairs)

@@ -166,6 +166,10 @@ def build(
     check("dtype", dtype, ("float32", "bfloat16"))
     if backbone == "osnet" and pooling == "gem":
         raise ValueError("OSNet pools by itself: expected pooling 'average'.")
+    if backbone != "resnet" and any(num_non_local):
+        raise ValueError(
+            f"ResNet alone has non-local blocks, found {backbone} with {num_non_local}."
+        )
     if backbone == "osnet" and not 0 < width <= 4:
         raise ValueError(
             f"expected OSNet's width as a factor, 0.25 or 1, found {width}."

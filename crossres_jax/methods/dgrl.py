@@ -11,8 +11,8 @@ Components:
   side1, side2             side branches from the second and from the third stage
   head, head1, head2       pooling, group-aware representation, neck and classifier
 
-The low-resolution images of a batch come restored (RCAN, methods/rcan.py); DGRL itself
-restores nothing.
+DGRL itself restores nothing: RCAN has done so before (methods/rcan.py), and whoever
+embeds a query has to do the same.
 """
 
 from collections.abc import Sequence
@@ -338,7 +338,7 @@ def build(
         return LossOutput(total, batch_stats, scalars)
 
     def embed(variables, images, *, role, resolution):
-        """F of the main branch; a query goes the way of restored images."""
+        """F of the main branch; a query goes the way of restored images, being one."""
         del resolution
         if role not in ("query", "gallery"):
             raise ValueError(f"role must be 'query' or 'gallery', found {role!r}.")

@@ -25,7 +25,7 @@ from crossres_jax.modules.rcan import UPSAMPLERS, SameSizeRCAN
 from crossres_jax.ops.distances import euclidean_distances
 from crossres_jax.ops.images import denormalize, normalize
 
-SQUARE = 8  # pixels; what is compared are the means of squares
+SQUARE = 8  # pixels; what is compared are their means
 
 
 def build(
@@ -105,8 +105,12 @@ def build(
         restored = normalize(images)
         for n, name in enumerate(restorers, start=1):
             chosen = (nearest == n)[:, None, None, None]
-            of_rate = super_resolve(variables["params"], name, normalize(images))
-            restored = jnp.where(chosen, of_rate, restored)
+
+            def of_rate(others, name=name, chosen=chosen):
+                high = super_resolve(variables["params"], name, normalize(images))
+                return jnp.where(chosen, high, others)
+
+            restored = jax.lax.cond(chosen.any(), of_rate, lambda x: x, restored)
         return denormalize(restored)
 
     def embed(variables, images, *, role, resolution):
@@ -114,8 +118,10 @@ def build(
         if role == "query":
             images = restore(variables, images, resolution=resolution)
         batch, height, width, _ = images.shape
-        shape = batch, height // SQUARE, width // SQUARE, 3
-        return jax.image.resize(images, shape, "linear").reshape(batch, -1)
+        rows, columns = height // SQUARE, width // SQUARE
+        images = images[:, : rows * SQUARE, : columns * SQUARE]
+        squares = images.reshape(batch, rows, SQUARE, columns, SQUARE, 3)
+        return squares.mean(axis=(2, 4)).reshape(batch, -1)
 
     phases = tuple(
         Phase(

@@ -1,5 +1,6 @@
 """Attention over channels, and among positions."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossres_jax.modules.conv import Conv
+from crossres_jax.modules.conv import Conv, he_fan_out
 from crossres_jax.modules.residual import batch_norm
 
 
@@ -21,23 +22,28 @@ class ChannelAttention(nn.Module):
       gate_bias: initial bias of the gate. 0 is the papers' value and starts every gate
         at 1/2; a large one starts with all gates open.
       dtype: type of the computation.
+      kernel_init: initialiser of both kernels.
     """
 
     squeeze: int
     gate_bias: float = 0.0
     dtype: Any = jnp.float32
+    kernel_init: Callable = he_fan_out
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H, W, C), every channel times its gate in (0, 1)."""
         channels = x.shape[-1]
         z = x.mean(axis=(1, 2), keepdims=True)  # (B, 1, 1, C), Eq. (4)
-        z = Conv(
-            self.squeeze, kernel_size=1, use_bias=True, dtype=self.dtype, name="down"
-        )(z)
-        z = Conv(channels, kernel_size=1, use_bias=True, dtype=self.dtype, name="up")(
-            nn.relu(z)
+        conv = partial(
+            Conv,
+            kernel_size=1,
+            use_bias=True,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
         )
+        z = nn.relu(conv(self.squeeze, name="down")(z))
+        z = conv(channels, name="up")(z)
         return x * nn.sigmoid(z + self.gate_bias)  # Eqs. (3), (2)
 
 

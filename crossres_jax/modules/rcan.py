@@ -47,7 +47,13 @@ class ResidualAttentionBlock(nn.Module):
         conv = partial(_conv, x.shape[-1], dtype=self.dtype)
         y = nn.relu(conv(name="conv1")(x))
         y = conv(name="conv2")(y)
-        return x + ChannelAttention(self.squeeze, dtype=self.dtype, name="attention")(y)
+        attention = ChannelAttention(
+            self.squeeze,
+            dtype=self.dtype,
+            kernel_init=uniform_fan_in,
+            name="attention",
+        )
+        return x + attention(y)
 
 
 class ResidualGroup(nn.Module):

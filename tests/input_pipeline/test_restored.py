@@ -1,7 +1,7 @@
 """The folder of a data set's restored images, and what a run finds in it."""
 
 import csv
-import hashlib
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from input_pipeline.pipeline import load_images, open_data
-from input_pipeline.restored import check_restorable, write_restored
+from input_pipeline.restored import (
+    check_restorable,
+    check_restored,
+    write_restored,
+)
 
 
 def _negative(images, *, resolution):
@@ -94,24 +98,54 @@ def test_every_training_image_is_a_restored_copy_beside_its_original(data, reope
 def test_the_manifest_tells_the_source_and_covers_every_byte(data, folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["source"]["sha256"] == data.manifest["sha256"]
+    assert check_restored(folder) == manifest["sha256"]
     with (folder / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    digest = hashlib.sha256()
-    for row in rows:
-        for path in filter(None, (row["path"], row["original"])):
-            digest.update(path.encode() + (folder / path).read_bytes())
-            Image.open(folder / path).verify()
-    digest.update((folder / "images.csv").read_bytes())
-    assert manifest["sha256"] == digest.hexdigest()
+    for path in {row["path"] for row in rows} | {rows[0]["original"]}:
+        Image.open(folder / path).verify()
+    for path in (rows[0]["path"], rows[0]["original"], "images.csv"):
+        before = (folder / path).read_bytes()
+        (folder / path).write_bytes(before + b"\n")
+        with pytest.raises(ValueError, match=r"damaged: expected the SHA-256 .* found"):
+            check_restored(folder)
+        (folder / path).write_bytes(before)
+
+
+def test_no_two_pictures_get_one_name(make_config, write_folder, tmp_path):
+    source = write_folder()
+    lines = (source / "images.csv").read_text().splitlines()
+    for pid in range(1, 7):
+        path = f"pictures/{pid}_c1_0.png"  # beside the same name with .jpg
+        Image.effect_noise((12, 30), 10 * pid).convert("RGB").save(source / path)
+        lines.append(f"{pid},1,{path}")
+    (source / "images.csv").write_text("\n".join(lines))
+    config = make_config(
+        protocol="mlr_folder", dir=str(source), lr_cameras=(1,), num_ids=3
+    )
+    folder = tmp_path / "restored"
+    write_restored(open_data(config), _negative, folder, progress=lambda done: None)
+    with (folder / "images.csv").open(newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert len(paths) == len({*paths}) == 30
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"val_ids": 2}, "no held-out identities, found 2"),
-        ({"scales": (1,)}, "low-resolution queries, found none"),
+        ({"scales": (1,)}, "low-resolution queries .* found 0 and 0"),
     ],
 )
 def test_what_cannot_be_restored_is_refused(make_config, changes, message):
     with pytest.raises(ValueError, match=message):
         check_restorable(open_data(make_config(**changes)))
+
+
+def test_galleries_of_low_resolution_or_with_distractors_are_refused(data):
+    plan = data.plan
+    low = plan.gallery._replace(low=np.full_like(plan.gallery.low, True))
+    with pytest.raises(ValueError, match="a gallery of none, found 8 and 16"):
+        check_restorable(data._replace(plan=plan._replace(gallery=low)))
+    protocol = dataclasses.replace(plan.protocol, evaluation="multi_shot", num_draws=0)
+    with pytest.raises(ValueError, match="a protocol with single-shot scores"):
+        check_restorable(data._replace(plan=plan._replace(protocol=protocol)))
