@@ -129,7 +129,8 @@ class Stream(nn.Module):
       weighs: whether there is an evaluator; else all weights are 1.
       quality_size: of the evaluator's hidden layer.
       quality_norm: whether a batch normalisation, without scale and shift, stands
-        before its sigmoid: the weights of a batch then lie around 1/2.
+        before its sigmoid, one for real and one for synthetic vectors: the weights of
+        either then lie around 1/2.
     """
 
     num_classes: int
@@ -138,7 +139,9 @@ class Stream(nn.Module):
     quality_norm: bool = False
 
     @nn.compact
-    def __call__(self, vectors: jax.Array, *, train: bool) -> Judgement:
+    def __call__(
+        self, vectors: jax.Array, *, synthetic: bool, train: bool
+    ) -> Judgement:
         """(B, D) float32 → Judgement."""
         classifier = nn.Dense(self.num_classes, use_bias=False, name="classifier")
         logits = classifier(vectors)
@@ -147,8 +150,9 @@ class Stream(nn.Module):
         x = nn.leaky_relu(nn.Dense(self.quality_size, name="quality1")(vectors))
         x = nn.Dense(1, name="quality2")(x)
         if self.quality_norm:
-            norm = batch_norm(train=train)(use_scale=False, use_bias=False, name="bn")
-            x = norm(x)
+            norm = batch_norm(train=train)
+            name = "bn_synthetic" if synthetic else "bn_real"
+            x = norm(use_scale=False, use_bias=False, name=name)(x)
         w = (nn.sigmoid(x[:, 0]) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT)
         return Judgement(logits, w)
 
@@ -268,7 +272,12 @@ def build(
         )
         variables["raft"] = raft.init(rngs["raft"], x)
         for name in ("stream_hr", "stream_lr"):
-            variables[name] = stream.init(rngs[name], vector(x), train=False)
+            made = [
+                stream.init(rngs[name], vector(x), synthetic=synthetic, train=False)
+                for synthetic in (False, True)
+            ]
+            stats = {k: x for of in made for k, x in of.get("batch_stats", {}).items()}
+            variables[name] = made[0] | ({"batch_stats": stats} if stats else {})
         kept = {name: variables[name] for name in components}
         return {
             kind: {name: x[kind] for name, x in kept.items() if kind in x}
@@ -306,18 +315,18 @@ def build(
         """T, Eq. (3), computed in `dtype`, float32 result."""
         return raft.apply({"params": params["raft"]}, maps).astype(jnp.float32)
 
-    def judge(params, batch_stats, name, *vectors, train):
-        """Eq. (4) for vectors as one batch: (Judgement of each, batch statistics)."""
-        judged, updates = stream.apply(
+    def judge(params, batch_stats, name, vectors, *, synthetic=False, train=False):
+        """Eq. (4): (Judgement, batch statistics)."""
+        judgement, updates = stream.apply(
             {"params": params[name], "batch_stats": batch_stats.get(name, {})},
-            together(*vectors),
+            vectors,
+            synthetic=synthetic,
             train=train,
             mutable=["batch_stats"],
         )
-        logits, weights = (apart(x, len(vectors)) for x in judged)
         if name in batch_stats:  # of `quality_norm`
             batch_stats = {**batch_stats, name: updates["batch_stats"]}
-        return list(map(Judgement, logits, weights)), batch_stats
+        return judgement, batch_stats
 
     def loss_ftwa(params, batch_stats, batch, rng):
         """L_ReID = λ1 L_Cls^SWA + λ2 L_Tri^SWA + λ3 L_RAFT, Eq. (8)."""
@@ -337,12 +346,16 @@ def build(
         v_hr, v_lr, fake_v_hr, fake_v_lr = map(
             vector, (f_hr, f_lr, fake_f_hr, fake_f_lr)
         )
-        (hr, fake_hr), batch_stats = judge(
-            params, batch_stats, "stream_hr", v_hr, fake_v_hr, train=True
-        )
-        (lr, fake_lr), batch_stats = judge(
-            params, batch_stats, "stream_lr", v_lr, fake_v_lr, train=True
-        )
+        judged = []
+        for name, v, synthetic in (
+            *(("stream_hr", v_hr, False), ("stream_hr", fake_v_hr, True)),
+            *(("stream_lr", v_lr, False), ("stream_lr", fake_v_lr, True)),
+        ):
+            judgement, batch_stats = judge(
+                params, batch_stats, name, v, synthetic=synthetic, train=True
+            )
+            judged.append(judgement)
+        hr, fake_hr, lr, fake_lr = judged
         of_hr_images, of_lr_images = (
             self_weighted_cross_entropy(
                 own.logits,
@@ -386,7 +399,7 @@ def build(
         maps, batch_stats = encode(params, batch_stats, images, train=True)
         vectors, valid = together(*map(vector, maps)), together(*valid)
         labels = jnp.repeat(batch["label"], len(maps))
-        ((logits, _),), _ = judge(params, batch_stats, "stream_hr", vectors, train=True)
+        (logits, _), _ = judge(params, batch_stats, "stream_hr", vectors, train=True)
         cross_entropy = label_smoothed_cross_entropy(
             logits, labels, epsilon=label_smoothing
         )
@@ -425,9 +438,9 @@ def build(
             streams = {"encoder_hr": [images], "encoder_lr": [copies]}
             (f_hr, f_lr), _ = by_encoder(streams)
         v_hr, v_lr = vector(f_hr), vector(f_lr)
-        evaluate = partial(judge, params, batch_stats, train=False)
-        (hr,), _ = evaluate("stream_hr", v_hr)
-        (lr,), _ = evaluate("stream_lr", v_lr)
+        evaluate = partial(judge, params, batch_stats)
+        hr, _ = evaluate("stream_hr", v_hr, synthetic=role == "query")
+        lr, _ = evaluate("stream_lr", v_lr, synthetic=role == "gallery")
         return {
             "hr": finish(v_hr),
             "lr": finish(v_lr),
