@@ -39,19 +39,6 @@ def _variables(**options):
     return jax.jit(_build(**options).init)(jax.random.key(0), images)
 
 
-@pytest.fixture(scope="module")
-def batch():
-    rng = np.random.default_rng(0)
-    hr, lr = rng.uniform(size=(2, 6, 32, 16, 3)).astype(np.float32)
-    return {
-        "hr": hr,
-        "synthetic_lr": (0.9 * hr).astype(np.float32),
-        "lr": lr,
-        "has_lr": np.array([True, True, True, True, False, False]),
-        "label": np.array([0, 0, 1, 1, 2, 2], np.int32),
-    }
-
-
 @functools.cache
 def _step(phase, **options):
     return loss_and_gradient(_build(**options), phase)
