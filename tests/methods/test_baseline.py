@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from steps import loss_and_gradient
+from steps import loss_alone, loss_and_gradient
 
 from crossres_jax.methods import baseline
 
@@ -43,22 +43,15 @@ def batch():
 
 
 @functools.cache
-def _variables(**options):
+def _variables(recipe, restorer="none"):
     images = {"lr": jnp.zeros((1, 32, 16, 3))}
-    return jax.jit(_build(**options).init)(jax.random.key(0), images)
+    init = _build(recipe=recipe, restorer=restorer).init
+    return jax.jit(init)(jax.random.key(0), images)
 
 
 @functools.cache
 def _loss(phase, **options):
-    """The jitted loss of a phase."""
-    (loss,) = [x.loss for x in _build(**options).phases if x.name == phase]
-
-    @jax.jit
-    def run(variables, batch):
-        arguments = variables["params"], variables["batch_stats"], batch
-        return loss(*arguments, jax.random.key(1))
-
-    return run
+    return loss_alone(_build(**options), phase)
 
 
 def _changed(before, after):
@@ -136,7 +129,7 @@ def test_the_phases_come_in_their_order_and_only_where_they_train():
     ],
 )
 def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
-    variables = _variables(recipe=recipe, restorer="vdsr")
+    variables = _variables(recipe, "vdsr")
     step = loss_and_gradient(_build(recipe=recipe, restorer="vdsr"), phase)
     output, gradients = step(variables, batch)
     assert set(gradients) == trained
@@ -153,7 +146,7 @@ def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
 
 def test_the_restorer_learns_from_degraded_pairs_alone(batch):
     run = _loss("restorer", restorer="vdsr")
-    variables = _variables(restorer="vdsr")
+    variables = _variables("softmax", "vdsr")
     output = run(variables, batch)
     sharp = batch["scale"] == 1
     changed = batch | {"hr": np.where(sharp[:, None, None, None], 0, batch["hr"])}
@@ -163,7 +156,7 @@ def test_the_restorer_learns_from_degraded_pairs_alone(batch):
 
 
 def test_training_on_hr_never_sees_low_resolution(batch):
-    run, variables = _loss("identity", trains_on="hr"), _variables()
+    run, variables = _loss("identity", trains_on="hr"), _variables("softmax")
     output = run(variables, batch)
     assert run(variables, batch | {"lr": 0 * batch["lr"]}).loss == output.loss
     stored = _loss("identity")
@@ -175,7 +168,7 @@ def test_training_on_hr_never_sees_low_resolution(batch):
 def test_images_without_an_original_enter_no_loss_of_hr(batch):
     # In the phase of the head: the backbone's batch normalisation sees all images.
     options = {"trains_on": "hr", "recipe": "bot"}
-    run, variables = _loss("head", **options), _variables(recipe="bot")
+    run, variables = _loss("head", **options), _variables("bot")
     hidden = batch | {"has_hr": np.array([1, 1, 1, 1, 1, 0], bool)}
     other = hidden | {
         "hr": np.where(np.arange(6) == 5, 0, 1)[:, None, None, None] * batch["hr"]
@@ -187,7 +180,7 @@ def test_images_without_an_original_enter_no_loss_of_hr(batch):
         one.batch_stats["centers"]["features"], two.batch_stats["centers"]["features"]
     )
     # The neck's normalisation sees them, too, so the cross-entropy without a neck.
-    run_plain, plain = _loss("head", trains_on="hr"), _variables()
+    run_plain, plain = _loss("head", trains_on="hr"), _variables("softmax")
     one_plain, two_plain = run_plain(plain, hidden), run_plain(plain, other)
     assert one_plain.loss == two_plain.loss != run_plain(plain, batch).loss
     whole = run(variables, batch)
@@ -197,7 +190,7 @@ def test_images_without_an_original_enter_no_loss_of_hr(batch):
 
 
 def test_bot_adds_triplet_and_center_loss(batch):
-    variables = _variables(recipe="bot")
+    variables = _variables("bot")
 
     def parts(**options):
         output = _loss("identity", recipe="bot", **options)(variables, batch)
@@ -221,7 +214,7 @@ def _embed(variables, images, resolution, **options):
 
 
 def test_only_degraded_images_are_restored(batch):
-    variables = _variables(restorer="vdsr")
+    variables = _variables("softmax", "vdsr")
     plain = {"params": {k: variables["params"][k] for k in ("backbone", "head")}}
     plain |= {"batch_stats": variables["batch_stats"]}
     restored = _embed(variables, batch["lr"], batch["resolution"], restorer="vdsr")
@@ -232,7 +225,7 @@ def test_only_degraded_images_are_restored(batch):
 
 @pytest.mark.parametrize("recipe", ["softmax", "bot"])
 def test_bot_compares_what_stands_behind_its_neck_by_its_angle(batch, recipe):
-    method, variables = _build(recipe=recipe), _variables(recipe=recipe)
+    method, variables = _build(recipe=recipe), _variables(recipe)
     features = _embed(variables, batch["lr"], np.ones(6), recipe=recipe)
     distances = method.distance(features, features)
     scaled = method.distance(3 * features, features)

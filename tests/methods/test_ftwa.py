@@ -35,10 +35,10 @@ def _build(**options):
 
 
 @functools.cache
-def _variables(**options):
+def _variables(modeling):
     """Initial variables, with a T and evaluators that do something."""
     images = {"hr": jnp.zeros((1, 32, 16, 3))}
-    variables = jax.jit(_build(**options).init)(jax.random.key(0), images)
+    variables = jax.jit(_build(modeling=modeling).init)(jax.random.key(0), images)
     if "raft" in (params := variables["params"]):
         kernel = params["raft"]["last"]["kernel"]
         noise = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
@@ -47,9 +47,9 @@ def _variables(**options):
 
 
 @functools.cache
-def _step(**options):
-    step = loss_and_gradient(_build(**options), "reid")
-    return functools.partial(step, _variables(**options))
+def _step(modeling, **options):
+    step = loss_and_gradient(_build(modeling=modeling, **options), "reid")
+    return functools.partial(step, _variables(modeling))
 
 
 @pytest.mark.parametrize("modeling", ftwa.COMPONENTS)
@@ -76,7 +76,7 @@ def test_size_of_the_full_network(modeling):
 
 def test_imported_weights_fill_both_shallow_encoders_and_the_deep_one(narrow_resnet):
     weights = load_torch(narrow_resnet)
-    filled = import_backbone(_variables(), weights, _build())["params"]
+    filled = import_backbone(_variables("ftwa"), weights, _build())["params"]
     shallow = filled["encoder_hr"], filled["encoder_lr"]
     for name, found in {
         "conv1": [x["stem"]["conv1"] for x in shallow],
@@ -96,7 +96,7 @@ def test_raft_starts_as_the_identity():
 
 @pytest.mark.parametrize("modeling", ["ftwa", "ftwa_b", "baseline"])
 def test_every_component_gets_a_gradient(batch, modeling):
-    output, gradient = _step(modeling=modeling)(batch)
+    output, gradient = _step(modeling)(batch)
     assert np.isfinite(output.loss)
     assert gradient.keys() == {*ftwa.COMPONENTS[modeling]}
     assert all(norm > 0 for norm in norms(gradient).values())
@@ -128,7 +128,7 @@ def _vectors(variables, batch):
 
 
 def test_loss_is_eq_8_of_eqs_2_5_and_7(batch):
-    variables, labels = _variables(modeling="ftwa"), batch["label"]
+    variables, labels = _variables("ftwa"), batch["label"]
     vectors, restored, f_hr = _vectors(variables, batch)
     v_hr, fake_hr, v_lr, fake_lr = vectors
     stream = ftwa.Stream(NUM_CLASSES, quality_size=4)
@@ -158,7 +158,7 @@ def test_loss_is_eq_8_of_eqs_2_5_and_7(batch):
         ),
         "loss_raft": jnp.abs(restored - f_hr).mean(),
     }
-    output, _ = _step(modeling="ftwa")(batch)
+    output, _ = _step("ftwa")(batch)
     for name, value in expected.items():
         np.testing.assert_allclose(output.scalars[name], value, rtol=1e-4)
     cls, tri, raft = expected.values()
@@ -166,7 +166,7 @@ def test_loss_is_eq_8_of_eqs_2_5_and_7(batch):
 
 
 def test_the_baseline_sees_each_image_once_and_knows_no_copies(batch):
-    step = _step(modeling="baseline")
+    step = _step("baseline")
     output, _ = step(batch)
     other, _ = step(batch | {"synthetic_lr": batch["lr"]})
     assert other.loss == output.loss
@@ -178,16 +178,16 @@ def test_the_baseline_sees_each_image_once_and_knows_no_copies(batch):
 @pytest.mark.parametrize("modeling", ["ftwa", "baseline"])
 def test_a_batch_without_lr_images_has_the_loss_of_the_others(batch, modeling):
     none = batch | {"has_lr": np.zeros(6, bool)}
-    output, gradient = _step(modeling=modeling)(none)
+    output, gradient = _step(modeling)(none)
     assert np.isfinite(output.loss)
     assert all(np.isfinite(norm) for norm in norms(gradient).values())
-    some, _ = _step(modeling=modeling)(batch)
+    some, _ = _step(modeling)(batch)
     assert some.scalars["loss_cls"] != output.scalars["loss_cls"]
 
 
 def test_the_target_of_raft_gets_a_gradient_only_if_asked_for(batch):
-    detached, gradient = _step(modeling="ftwa")(batch)
-    attached, other = _step(modeling="ftwa", target_gradient=True)(batch)
+    detached, gradient = _step("ftwa")(batch)
+    attached, other = _step("ftwa", target_gradient=True)(batch)
     np.testing.assert_allclose(attached.loss, detached.loss, rtol=1e-6)
     # E_H changes with it, T and what stands behind it do not.
     for name, same in (("encoder_hr", False), ("raft", True), ("stream_hr", True)):
@@ -299,7 +299,7 @@ def _embed(role, with_copies=False, **options):
 
 
 def test_a_query_is_transformed_and_a_gallery_image_has_a_copy(batch):
-    variables = _variables(modeling="ftwa")
+    variables = _variables("ftwa")
     images, copies = batch["hr"], batch["synthetic_lr"]
     query = _embed("query", modeling="ftwa")(variables, copies)
     gallery = _embed("gallery", True, modeling="ftwa")(variables, images, copies)
@@ -314,7 +314,7 @@ def test_a_query_is_transformed_and_a_gallery_image_has_a_copy(batch):
         for name in ("w_hr", "w_lr"):
             assert ((side[name] > 0) & (side[name] <= 1)).all()
     no_evaluator = _embed("query", modeling="ftwa_r")
-    even = no_evaluator(_variables(modeling="ftwa_r"), copies)
+    even = no_evaluator(_variables("ftwa_r"), copies)
     np.testing.assert_array_equal([even["w_hr"], even["w_lr"]], np.ones((2, 6)))
     unit = _embed("query", modeling="ftwa", unit_vectors=True)(variables, copies)
     np.testing.assert_allclose(np.linalg.norm(unit["hr"], axis=1), 1, rtol=1e-5)
@@ -326,7 +326,7 @@ def test_a_query_is_transformed_and_a_gallery_image_has_a_copy(batch):
 
 def test_two_encoders_take_a_role_each_and_one_takes_both(batch):
     for modeling, same in (("ftwa_b", False), ("baseline", True)):
-        variables = _variables(modeling=modeling)
+        variables = _variables(modeling)
         query, gallery = (
             _embed(role, modeling=modeling)(variables, batch["hr"])["features"]
             for role in ("query", "gallery")
