@@ -6,6 +6,28 @@ import jax.numpy as jnp
 from crossres_jax.training.state import merge, split
 
 
+def _phase(method, name):
+    (phase,) = [phase for phase in method.phases if phase.name == name]
+    return phase
+
+
+def loss_alone(method, phase):
+    """A phase's jitted (variables, batch) → output; compiles sooner than a gradient.
+
+    Args:
+      method: Method.
+      phase: the phase's name.
+    """
+    loss = _phase(method, phase).loss
+
+    @jax.jit
+    def run(variables, batch):
+        arguments = variables["params"], variables["batch_stats"], batch
+        return loss(*arguments, jax.random.key(1))
+
+    return run
+
+
 def loss_and_gradient(method, phase):
     """A phase's jitted (variables, batch) → (output, gradient by component).
 
@@ -13,7 +35,7 @@ def loss_and_gradient(method, phase):
       method: Method.
       phase: the phase's name.
     """
-    (phase,) = [candidate for candidate in method.phases if candidate.name == phase]
+    phase = _phase(method, phase)
 
     @jax.jit
     def run(variables, batch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from steps import loss_and_gradient
+from steps import loss_alone, loss_and_gradient
 
 from crossres_jax.methods import baseline
 
@@ -45,22 +45,15 @@ def batch():
 
 
 @functools.cache
-def _variables(**options):
+def _variables(recipe, restorer="none"):
     images = {"lr": jnp.zeros((1, 32, 16, 3))}
-    return jax.jit(_build(**options).init)(jax.random.key(0), images)
+    init = _build(recipe=recipe, restorer=restorer).init
+    return jax.jit(init)(jax.random.key(0), images)
 
 
 @functools.cache
 def _loss(phase, **options):
-    """The jitted loss of a phase."""
-    (loss,) = [x.loss for x in _build(**options).phases if x.name == phase]
-
-    @jax.jit
-    def run(variables, batch):
-        arguments = variables["params"], variables["batch_stats"], batch
-        return loss(*arguments, jax.random.key(1))
-
-    return run
+    return loss_alone(_build(**options), phase)
 
 
 def _changed(before, after):
@@ -149,7 +142,7 @@ def test_the_phases_come_in_their_order_and_only_where_they_train():
     ],
 )
 def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
-    variables = _variables(recipe=recipe, restorer="vdsr")
+    variables = _variables(recipe, "vdsr")
     step = loss_and_gradient(_build(recipe=recipe, restorer="vdsr"), phase)
     output, gradients = step(variables, batch)
     assert set(gradients) == trained
@@ -166,7 +159,7 @@ def test_a_phase_trains_its_components_alone(batch, recipe, phase, trained):
 
 def test_the_restorer_learns_from_degraded_pairs_alone(batch):
     run = _loss("restorer", restorer="vdsr")
-    variables = _variables(restorer="vdsr")
+    variables = _variables("softmax", "vdsr")
     output = run(variables, batch)
     sharp = batch["scale"] == 1
     changed = batch | {"hr": np.where(sharp[:, None, None, None], 0, batch["hr"])}
@@ -176,7 +169,7 @@ def test_the_restorer_learns_from_degraded_pairs_alone(batch):
 
 
 def test_training_on_hr_never_sees_low_resolution(batch):
-    run, variables = _loss("identity", trains_on="hr"), _variables()
+    run, variables = _loss("identity", trains_on="hr"), _variables("softmax")
     output = run(variables, batch)
     assert run(variables, batch | {"lr": 0 * batch["lr"]}).loss == output.loss
     stored = _loss("identity")
@@ -188,7 +181,7 @@ def test_training_on_hr_never_sees_low_resolution(batch):
 def test_images_without_an_original_enter_no_loss_of_hr(batch):
     # In the phase of the head: the backbone's batch normalisation sees all images.
     options = {"trains_on": "hr", "recipe": "bot"}
-    run, variables = _loss("head", **options), _variables(recipe="bot")
+    run, variables = _loss("head", **options), _variables("bot")
     hidden = batch | {"has_hr": np.array([1, 1, 1, 1, 1, 0], bool)}
     other = hidden | {
         "hr": np.where(np.arange(6) == 5, 0, 1)[:, None, None, None] * batch["hr"]
@@ -200,7 +193,7 @@ def test_images_without_an_original_enter_no_loss_of_hr(batch):
         one.batch_stats["centers"]["features"], two.batch_stats["centers"]["features"]
     )
     # The neck's normalisation sees them, too, so the cross-entropy without a neck.
-    run_plain, plain = _loss("head", trains_on="hr"), _variables()
+    run_plain, plain = _loss("head", trains_on="hr"), _variables("softmax")
     one_plain, two_plain = run_plain(plain, hidden), run_plain(plain, other)
     assert one_plain.loss == two_plain.loss != run_plain(plain, batch).loss
     whole = run(variables, batch)
@@ -210,7 +203,7 @@ def test_images_without_an_original_enter_no_loss_of_hr(batch):
 
 
 def test_bot_adds_triplet_and_center_loss(batch):
-    variables = _variables(recipe="bot")
+    variables = _variables("bot")
 
     def parts(**options):
         output = _loss("identity", recipe="bot", **options)(variables, batch)
@@ -229,7 +222,7 @@ def test_bot_adds_triplet_and_center_loss(batch):
 
 
 def test_agw_adds_the_weighted_regularized_triplet_loss(batch):
-    variables = _variables(recipe="agw")
+    variables = _variables("agw")
     assert set(variables["batch_stats"]) == {"backbone", "head"}  # no centres
     options = {"recipe": "agw", "trains_on": "hr"}
     output = _loss("head", **options)(variables, batch)
@@ -266,7 +259,7 @@ def _embed(variables, images, resolution, **options):
 
 
 def test_only_degraded_images_are_restored(batch):
-    variables = _variables(restorer="vdsr")
+    variables = _variables("softmax", "vdsr")
     plain = {"params": {k: variables["params"][k] for k in ("backbone", "head")}}
     plain |= {"batch_stats": variables["batch_stats"]}
     restored = _embed(variables, batch["lr"], batch["resolution"], restorer="vdsr")
@@ -277,7 +270,7 @@ def test_only_degraded_images_are_restored(batch):
 
 @pytest.mark.parametrize("recipe", ["softmax", "bot", "agw"])
 def test_a_neck_is_compared_behind_it_and_by_the_angle(batch, recipe):
-    method, variables = _build(recipe=recipe), _variables(recipe=recipe)
+    method, variables = _build(recipe=recipe), _variables(recipe)
     features = _embed(variables, batch["lr"], np.ones(6), recipe=recipe)
     distances = method.distance(features, features)
     scaled = method.distance(3 * features, features)

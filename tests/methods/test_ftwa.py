@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from steps import loss_and_gradient, norms
+from steps import loss_alone, loss_and_gradient, norms
 
 from crossres_jax.losses import (
     batch_hard_triplet,
@@ -36,10 +36,10 @@ def _build(**options):
 
 
 @functools.cache
-def _variables(**options):
+def _variables(modeling):
     """Initial variables, with a T and evaluators that do something."""
     images = {"hr": jnp.zeros((1, 32, 16, 3))}
-    variables = jax.jit(_build(**options).init)(jax.random.key(0), images)
+    variables = jax.jit(_build(modeling=modeling).init)(jax.random.key(0), images)
     if "raft" in (params := variables["params"]):
         kernel = params["raft"]["last"]["kernel"]
         noise = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
@@ -47,23 +47,10 @@ def _variables(**options):
     return variables
 
 
-@pytest.fixture(scope="module")
-def batch():
-    rng = np.random.default_rng(0)
-    hr, lr = rng.uniform(size=(2, 6, 32, 16, 3)).astype(np.float32)
-    return {
-        "hr": hr,
-        "synthetic_lr": (0.9 * hr).astype(np.float32),
-        "lr": lr,
-        "has_lr": np.array([True, True, True, True, False, False]),
-        "label": np.array([0, 0, 1, 1, 2, 2], np.int32),
-    }
-
-
 @functools.cache
-def _step(**options):
-    step = loss_and_gradient(_build(**options), "reid")
-    return functools.partial(step, _variables(**options))
+def _step(modeling, **options):
+    step = loss_and_gradient(_build(modeling=modeling, **options), "reid")
+    return functools.partial(step, _variables(modeling))
 
 
 @pytest.mark.parametrize("modeling", ftwa.COMPONENTS)
@@ -90,7 +77,7 @@ def test_size_of_the_full_network(modeling):
 
 def test_imported_weights_fill_both_shallow_encoders_and_the_deep_one(narrow_resnet):
     weights = load_torch(narrow_resnet)
-    filled = import_backbone(_variables(), weights, _build())["params"]
+    filled = import_backbone(_variables("ftwa"), weights, _build())["params"]
     shallow = filled["encoder_hr"], filled["encoder_lr"]
     for name, found in {
         "conv1": [x["stem"]["conv1"] for x in shallow],
@@ -110,7 +97,7 @@ def test_raft_starts_as_the_identity():
 
 @pytest.mark.parametrize("modeling", ["ftwa", "ftwa_b", "baseline"])
 def test_every_component_gets_a_gradient(batch, modeling):
-    output, gradient = _step(modeling=modeling)(batch)
+    output, gradient = _step(modeling)(batch)
     assert np.isfinite(output.loss)
     assert gradient.keys() == {*ftwa.COMPONENTS[modeling]}
     assert all(norm > 0 for norm in norms(gradient).values())
@@ -144,13 +131,14 @@ def _vectors(variables, batch):
 
 
 def test_loss_is_eq_8_of_eqs_2_5_and_7(batch):
-    variables, labels = _variables(modeling="ftwa"), batch["label"]
+    variables, labels = _variables("ftwa"), batch["label"]
     vectors, restored, f_hr = _vectors(variables, batch)
     v_hr, fake_hr, v_lr, fake_lr = vectors
     stream = ftwa.Stream(NUM_CLASSES, quality_size=4)
 
     def judge(name, x):
-        return stream.apply({"params": variables["params"][name]}, x, train=True)
+        of = {"params": variables["params"][name]}
+        return stream.apply(of, x, synthetic=False, train=True)
 
     hr, of_fake_hr = judge("stream_hr", v_hr), judge("stream_hr", fake_hr)
     lr, of_fake_lr = judge("stream_lr", v_lr), judge("stream_lr", fake_lr)
@@ -174,7 +162,7 @@ def test_loss_is_eq_8_of_eqs_2_5_and_7(batch):
         ),
         "loss_raft": jnp.abs(restored - f_hr).mean(),
     }
-    output, _ = _step(modeling="ftwa")(batch)
+    output, _ = _step("ftwa")(batch)
     for name, value in expected.items():
         np.testing.assert_allclose(output.scalars[name], value, rtol=1e-4)
     cls, tri, raft = expected.values()
@@ -183,7 +171,7 @@ def test_loss_is_eq_8_of_eqs_2_5_and_7(batch):
 
 @pytest.mark.parametrize("modeling", ["ftwa_b", "baseline"])
 def test_without_raft_all_vectors_that_there_are_have_one_plain_loss(batch, modeling):
-    variables = _variables(modeling=modeling)
+    variables = _variables(modeling)
     hr, lr, copies = (batch[key] for key in ("hr", "lr", "synthetic_lr"))
     images = {
         "baseline": {"encoder_hr": [hr, lr]},
@@ -202,12 +190,12 @@ def test_without_raft_all_vectors_that_there_are_have_one_plain_loss(batch, mode
     logits = vectors @ variables["params"]["stream_hr"]["classifier"]["kernel"]
     cls = 2 * optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     tri = batch_hard_triplet(vectors, labels).mean()
-    output, _ = _step(modeling=modeling)(batch)
+    output, _ = _step(modeling)(batch)
     np.testing.assert_allclose(output.loss, 3 * cls + tri, rtol=1e-4)
 
 
 def test_the_baseline_knows_no_copies(batch):
-    step = _step(modeling="baseline")
+    step = _step("baseline")
     other, _ = step(batch | {"synthetic_lr": batch["lr"]})
     assert other.loss == step(batch)[0].loss
 
@@ -215,16 +203,16 @@ def test_the_baseline_knows_no_copies(batch):
 @pytest.mark.parametrize("modeling", ["ftwa", "baseline"])
 def test_a_batch_without_lr_images_has_the_loss_of_the_others(batch, modeling):
     none = batch | {"has_lr": np.zeros(6, bool)}
-    output, gradient = _step(modeling=modeling)(none)
+    output, gradient = _step(modeling)(none)
     assert np.isfinite(output.loss)
     assert all(np.isfinite(norm) for norm in norms(gradient).values())
-    some, _ = _step(modeling=modeling)(batch)
+    some, _ = _step(modeling)(batch)
     assert some.scalars["loss_cls"] != output.scalars["loss_cls"]
 
 
 def test_the_target_of_raft_gets_a_gradient_only_if_asked_for(batch):
-    detached, gradient = _step(modeling="ftwa")(batch)
-    attached, other = _step(modeling="ftwa", target_gradient=True)(batch)
+    detached, gradient = _step("ftwa")(batch)
+    attached, other = _step("ftwa", target_gradient=True)(batch)
     np.testing.assert_allclose(attached.loss, detached.loss, rtol=1e-6)
     # E_H changes with it, T and what stands behind it do not.
     for name, same in (("encoder_hr", False), ("raft", True), ("stream_hr", True)):
@@ -233,6 +221,49 @@ def test_the_target_of_raft_gets_a_gradient_only_if_asked_for(batch):
             np.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(*found, strict=True)
         ]
         assert all(equal) == same
+
+
+def test_normalised_qualities_of_a_batch_lie_around_a_half():
+    stream = ftwa.Stream(NUM_CLASSES, quality_size=4, quality_norm=True)
+    vectors = np.random.default_rng(0).normal(3.0, 2.0, (64, 5)).astype(np.float32)
+    for synthetic, name in ((False, "bn_real"), (True, "bn_synthetic")):
+        apply = functools.partial(stream.apply, synthetic=synthetic)
+        init = functools.partial(stream.init, synthetic=synthetic, train=False)
+        variables = init(jax.random.key(0), vectors)
+        (_, w), updates = apply(variables, vectors, train=True, mutable=["batch_stats"])
+        logits = np.log(w / (1 - w))
+        np.testing.assert_allclose(logits.mean(), 0, atol=0.02)  # of the least weight
+        np.testing.assert_allclose(logits.std(), 1, rtol=0.02)
+        assert updates["batch_stats"].keys() == {name}
+        before, after = (x["batch_stats"][name] for x in (variables, updates))
+        assert (before["mean"] != after["mean"]).all()
+
+
+def test_the_test_takes_the_statistics_of_real_or_of_synthetic_vectors(batch):
+    method = _build(quality_norm=True)
+    variables = jax.jit(method.init)(jax.random.key(0), {"hr": batch["hr"][:1]})
+    output = loss_alone(method, "reid")(variables, batch)
+    before, after = variables["batch_stats"], output.batch_stats
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    images, copies = batch["hr"], batch["synthetic_lr"]
+    embed = {
+        "query": lambda v: _embed("query", quality_norm=True)(v, copies),
+        "gallery": lambda v: _embed("gallery", True, quality_norm=True)(
+            v, images, copies
+        ),
+    }
+    for stream, used in (
+        *(("stream_hr", {"query": "bn_synthetic", "gallery": "bn_real"}),),
+        *(("stream_lr", {"query": "bn_real", "gallery": "bn_synthetic"}),),
+    ):
+        weight = f"w_{stream[-2:]}"
+        for norm in ("bn_real", "bn_synthetic"):
+            moved = jax.tree.map(lambda x: x + 1, before[stream][norm])
+            stats = before | {stream: before[stream] | {norm: moved}}
+            for role, name in used.items():
+                found = embed[role]({**variables, "batch_stats": stats})[weight]
+                same = np.array_equal(found, embed[role](variables)[weight])
+                assert same == (norm != name)
 
 
 # --- The losses
@@ -336,7 +367,7 @@ def _embed(role, with_copies=False, **options):
 
 
 def test_a_query_is_transformed_and_a_gallery_image_has_a_copy(batch):
-    variables = _variables(modeling="ftwa")
+    variables = _variables("ftwa")
     images, copies = batch["hr"], batch["synthetic_lr"]
     query = _embed("query", modeling="ftwa")(variables, copies)
     gallery = _embed("gallery", True, modeling="ftwa")(variables, images, copies)
@@ -351,7 +382,7 @@ def test_a_query_is_transformed_and_a_gallery_image_has_a_copy(batch):
         for name in ("w_hr", "w_lr"):
             assert ((side[name] > 0) & (side[name] <= 1)).all()
     no_evaluator = _embed("query", modeling="ftwa_r")
-    even = no_evaluator(_variables(modeling="ftwa_r"), copies)
+    even = no_evaluator(_variables("ftwa_r"), copies)
     np.testing.assert_array_equal([even["w_hr"], even["w_lr"]], np.ones((2, 6)))
     unit = _embed("query", modeling="ftwa", unit_vectors=True)(variables, copies)
     np.testing.assert_allclose(np.linalg.norm(unit["hr"], axis=1), 1, rtol=1e-5)
@@ -363,7 +394,7 @@ def test_a_query_is_transformed_and_a_gallery_image_has_a_copy(batch):
 
 def test_two_encoders_take_a_role_each_and_one_takes_both(batch):
     for modeling, same in (("ftwa_b", False), ("baseline", True)):
-        variables = _variables(modeling=modeling)
+        variables = _variables(modeling)
         query, gallery = (
             _embed(role, modeling=modeling)(variables, batch["hr"])["features"]
             for role in ("query", "gallery")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from steps import loss_and_gradient, norms
+from steps import loss_alone, loss_and_gradient, norms
 
 from crossres_jax.losses import batch_hard_triplet, label_smoothed_cross_entropy
 from crossres_jax.methods import jbim
@@ -26,6 +26,7 @@ NARROW = {
     "num_blocks": (1, 1, 1, 1),
     "feature_size": 8,
 }
+IMAGE = {"hr": np.zeros((1, 32, 16, 3), np.float32)}
 
 
 @functools.cache
@@ -34,27 +35,24 @@ def _build(**options):
 
 
 @functools.cache
-def _variables(**options):
-    images = {"hr": jnp.zeros((1, 32, 16, 3))}
-    return jax.jit(_build(**options).init)(jax.random.key(0), images)
+def _initial():
+    return jax.jit(_build().init)(jax.random.key(0), IMAGE)
 
 
-@pytest.fixture(scope="module")
-def batch():
-    rng = np.random.default_rng(0)
-    hr, lr = rng.uniform(size=(2, 6, 32, 16, 3)).astype(np.float32)
-    return {
-        "hr": hr,
-        "synthetic_lr": (0.9 * hr).astype(np.float32),
-        "lr": lr,
-        "has_lr": np.array([True, True, True, True, False, False]),
-        "label": np.array([0, 0, 1, 1, 2, 2], np.int32),
-    }
+def _variables(modeling="jbim"):
+    """Initial variables; those of every modeling are a part of JBIM's."""
+    names = jbim.COMPONENTS[modeling]
+    return {k: {n: x[n] for n in names if n in x} for k, x in _initial().items()}
 
 
 @functools.cache
 def _step(phase, **options):
     return loss_and_gradient(_build(**options), phase)
+
+
+@functools.cache
+def _loss(phase, **options):
+    return loss_alone(_build(**options), phase)
 
 
 def test_size_of_the_paper():
@@ -95,7 +93,9 @@ def test_each_modeling_has_its_parts(modeling, phases, components):
     rate = 0 if modeling == "all_resolution" else 2
     assert {phase.training_rate for phase in method.phases} == {rate}
     assert method.gallery_rate == rate
-    params = _variables(modeling=modeling)["params"]
+    variables = jax.eval_shape(method.init, jax.random.key(0), IMAGE)
+    assert variables == jax.eval_shape(lambda x: x, _variables(modeling))
+    params = variables["params"]
     assert len(params) == components
     assert (method.restore is None) == ("restorer" not in params)
     assert set(method.backbone.components) == {"h", "l"} & set(params)
@@ -132,7 +132,7 @@ def test_gradients_reach_what_the_stage_trains(batch, phase, trained):
 
 def test_loss_of_all_together_is_eq_11(batch):
     def losses(**weights):
-        return _step("joint", dropout=0.0, **weights)(_variables(), batch)[0]
+        return _loss("joint", dropout=0.0, **weights)(_variables(), batch)
 
     def of(output, *names):
         return [float(output.scalars[name]) for name in names]
@@ -163,7 +163,7 @@ def test_images_of_l_enter_no_restoration_loss(batch):
 @pytest.mark.parametrize("stream", ["lr", "synthetic_lr"])
 def test_reid_losses_of_both_lr_streams_reach_the_restorer(batch, stream):
     """With α = 0; the other stream shows nothing that the restorer could change."""
-    variables = _variables(alpha=0.0)
+    variables = _variables()
     other = {"lr": "synthetic_lr", "synthetic_lr": "lr"}[stream]
     dark = batch | {other: np.zeros_like(batch[other])}
     _, both = _step("him", alpha=0.0)(variables, batch)
@@ -221,7 +221,7 @@ def test_losses_are_those_of_the_streams_that_the_paper_names(batch):
     variables = _variables()
     high, low, fused = _features()(variables, batch)
     has_lr, ones, labels = batch["has_lr"], np.ones(6, bool), batch["label"]
-    scalars = _step("joint", dropout=0.0)(variables, batch)[0].scalars
+    scalars = _loss("joint", dropout=0.0)(variables, batch).scalars
     found = [float(scalars[f"loss_{name}"]) for name in ("reid", "lim", "fus")]
     expected = [
         _cls(high, labels, [has_lr, ones, ones]),
@@ -280,12 +280,12 @@ def test_fused_feature_is_taken_before_the_dropout():
 def test_him_without_synthetic_images(batch):
     options = {"him_synthetic": False}
     assert "restorer" not in [phase.name for phase in _build(**options).phases]
-    output, gradient = _step("him", **options)(_variables(**options), batch)
+    output, gradient = _step("him", **options)(_variables(), batch)
     assert "loss_sr" not in output.scalars
     assert norms(gradient)["restorer"] > 0
     other = batch | {"synthetic_lr": 1 - batch["synthetic_lr"]}
-    assert _step("him", **options)(_variables(**options), other)[0].loss == output.loss
-    joint, _ = _step("joint", **options)(_variables(**options), batch)
+    assert _step("him", **options)(_variables(), other)[0].loss == output.loss
+    joint = _loss("joint", **options)(_variables(), batch)
     assert np.isfinite(joint.loss)
 
 
@@ -331,7 +331,7 @@ def _embed(role, modeling="jbim", with_copies=True, **changes):
     copies = {"copies": inputs["copies"]} if role == "gallery" and with_copies else {}
     resolution = np.full(3, 0.5, np.float32)
     return method.embed(
-        _variables(modeling=modeling),
+        _variables(modeling),
         inputs["images"],
         role=role,
         resolution=resolution,
@@ -366,16 +366,14 @@ def test_fused_feature_is_of_f_h_and_f_l(role):
 
 def _parts(role):
     """f_h and f_l of the networks of JBIM, side by side."""
-    variables, names = _variables(), jbim.COMPONENTS["him_lim"]
+    variables = _variables("him_lim")
     method = _build(modeling="him_lim", unit_features=False)
-    of = {k: {n: t[n] for n in names if n in t} for k, t in variables.items()}
     rng = np.random.default_rng(1)
     images, copies = rng.uniform(size=(2, 3, 32, 16, 3)).astype(np.float32)
     resolution = np.full(3, 0.5, np.float32)
     copies = {"copies": copies} if role == "gallery" else {}
-    return np.asarray(
-        method.embed(of, images, role=role, resolution=resolution, **copies)["features"]
-    )
+    found = method.embed(variables, images, role=role, resolution=resolution, **copies)
+    return np.asarray(found["features"])
 
 
 def test_gallery_uses_its_copies_where_lim_looks():

@@ -52,20 +52,20 @@ class StoppingWriter(MetricsWriter):
         super().write(values)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch_of():
     """`make_batch`, for tests that change it."""
     return make_batch
 
 
-@pytest.fixture
-def run(tmp_path, build):
-    """A function that trains in `tmp_path` and returns the variables."""
+@pytest.fixture(scope="session")
+def train_in(build):
+    """A function that trains in a folder and returns the variables."""
 
-    def run(
+    def train_in(
+        workdir,
         method=None,
         *,
-        folder="run",
         devices=None,
         batch=make_batch,
         stop_at=None,
@@ -75,7 +75,6 @@ def run(tmp_path, build):
         stop=lambda: False,
         validate=None,
     ):
-        workdir = tmp_path / folder
         workdir.mkdir(exist_ok=True)
         seen = []
 
@@ -107,5 +106,15 @@ def run(tmp_path, build):
         return SimpleNamespace(
             variables=variables, step=step, seen=seen, workdir=workdir
         )
+
+    return train_in
+
+
+@pytest.fixture
+def run(tmp_path, train_in):
+    """`train_in`, in a folder of the test."""
+
+    def run(method=None, *, folder="run", **options):
+        return train_in(tmp_path / folder, method, **options)
 
     return run

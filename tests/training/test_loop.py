@@ -21,21 +21,26 @@ def _assert_equal(one, two):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def test_loss_falls_and_every_step_is_logged(run):
-    metrics = _metrics(run())
+@pytest.fixture(scope="module")
+def unbroken(train_in, tmp_path_factory):
+    """A run that nothing disturbed."""
+    return train_in(tmp_path_factory.mktemp("unbroken"))
+
+
+def test_loss_falls_and_every_step_is_logged(unbroken):
+    metrics = _metrics(unbroken)
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in metrics] == [0, 0, 1, 1, 2, 2]
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert {"phase", "loss", "accuracy", "gradient_norm", "skipped"} <= set(metrics[0])
 
 
-def test_the_same_seed_gives_the_same_parameters(run):
-    _assert_equal(run(folder="one").variables, run(folder="two").variables)
+def test_the_same_seed_gives_the_same_parameters(run, unbroken):
+    _assert_equal(run().variables, unbroken.variables)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
-def test_a_stopped_run_ends_like_an_unbroken_one(run, stop_at):
-    unbroken = run(folder="unbroken")
+def test_a_stopped_run_ends_like_an_unbroken_one(run, unbroken, stop_at):
     with pytest.raises(KeyboardInterrupt):
         run(folder="stopped", stop_at=stop_at)
     resumed = run(folder="stopped")
@@ -50,12 +55,12 @@ def test_a_finished_run_is_not_trained_again(run):
     _assert_equal(first.variables, again.variables)
 
 
-def test_four_devices_train_like_one(run):
+def test_four_devices_train_like_one(run, unbroken):
     # Batch normalisation and triplet mining see the global batch, so only the order of
     # float32 sums differs; six steps of momentum amplify that to at most 1e-3.
-    one = run(folder="one", devices=jax.devices()[:1])
-    four = run(folder="four", devices=jax.devices()[:4])
-    assert len(jax.devices()) == 4
+    one, four = run(devices=jax.devices()[:1]), unbroken
+    for trained, count in ((one, 1), (four, 4)):
+        assert {len(x.devices()) for x in jax.tree.leaves(trained.variables)} == {count}
     for a, b in zip(_metrics(one), _metrics(four), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     jax.tree.map(
@@ -104,11 +109,16 @@ def _two_phases(build):
     )
 
 
-def test_a_later_phase_leaves_frozen_components_alone(run, build):
+@pytest.fixture(scope="module")
+def after_a(train_in, build, tmp_path_factory):
+    """Variables of a run that has phase `a` alone."""
     method = _two_phases(build)
     only_a = dataclasses.replace(method, phases=method.phases[:1])
-    after_a = run(only_a, folder="a").variables
-    after_b = run(method, folder="ab").variables
+    return train_in(tmp_path_factory.mktemp("after_a"), only_a).variables
+
+
+def test_a_later_phase_leaves_frozen_components_alone(run, build, after_a):
+    after_b = run(_two_phases(build)).variables
     for kind in ("params", "batch_stats"):
         _assert_equal(after_a[kind]["a"], after_b[kind]["a"])
         changed = jax.tree.map(
@@ -128,18 +138,24 @@ def test_a_component_starts_from_another(run, build):
     _assert_equal(variables["params"]["a"], variables["params"]["b"])
 
 
-def test_a_component_copies_the_statistics_too(run, build):
+def test_a_component_copies_the_statistics_too(run, build, after_a):
     method = _two_phases(build)
     copied = dataclasses.replace(method.phases[1], epochs=0)
-    only_a, both = (method.phases[0],), (method.phases[0], copied)
-    after_a = run(dataclasses.replace(method, phases=only_a), folder="a").variables
-    variables = run(dataclasses.replace(method, phases=both), folder="ab").variables
+    both = (method.phases[0], copied)
+    variables = run(dataclasses.replace(method, phases=both)).variables
     _assert_equal(after_a["batch_stats"]["a"], variables["batch_stats"]["b"])
 
 
+@pytest.fixture(scope="module")
+def unbroken_in_two_phases(train_in, build, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken_in_two_phases")
+    return train_in(folder, _two_phases(build), checkpoint_every_steps=1)
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
-def test_a_run_of_two_phases_resumes_in_the_right_one(run, build, stop_at):
-    unbroken = run(_two_phases(build), folder="unbroken", checkpoint_every_steps=1)
+def test_a_run_of_two_phases_resumes_in_the_right_one(
+    run, build, unbroken_in_two_phases, stop_at
+):
     with pytest.raises(KeyboardInterrupt):
         run(
             _two_phases(build),
@@ -149,7 +165,7 @@ def test_a_run_of_two_phases_resumes_in_the_right_one(run, build, stop_at):
         )
     resumed = run(_two_phases(build), folder="stopped", checkpoint_every_steps=1)
     assert resumed.seen == [(0, 0), (0, 1), (1, 0), (1, 1)][stop_at - 1 :]
-    _assert_equal(unbroken.variables, resumed.variables)
+    _assert_equal(unbroken_in_two_phases.variables, resumed.variables)
 
 
 @pytest.fixture
@@ -194,7 +210,7 @@ def test_too_many_in_a_row_stop_the_run_with_the_images_names(run, spoiled):
         run(batch=spoiled(2, 3, 4))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spoiled_at_first(batch_of):
     """Batches with a NaN at steps 2 to 5, until the run has gone back once."""
 
@@ -245,15 +261,21 @@ def test_no_checkpoint_is_made_while_steps_are_skipped(run, spoiled, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.fixture(scope="module")
+def unbroken_after_rollback(train_in, spoiled_at_first, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken_after_rollback")
+    return train_in(folder, batch=spoiled_at_first, max_rollbacks=1)
+
+
 @pytest.mark.parametrize("stop_at", [4, 6, 8])
 def test_a_run_that_was_stopped_after_a_rollback_ends_like_an_unbroken_one(
-    run, spoiled_at_first, stop_at
+    run, spoiled_at_first, unbroken_after_rollback, stop_at
 ):
     options = {"batch": spoiled_at_first, "max_rollbacks": 1}
-    unbroken = run(folder="unbroken", **options)
     with pytest.raises(KeyboardInterrupt):
         run(folder="stopped", stop_at=stop_at, **options)
-    _assert_equal(unbroken.variables, run(folder="stopped", **options).variables)
+    resumed = run(folder="stopped", **options)
+    _assert_equal(unbroken_after_rollback.variables, resumed.variables)
 
 
 def test_after_the_last_rollback_the_run_ends(run, spoiled_at_first, caplog):
@@ -266,8 +288,9 @@ def test_after_the_last_rollback_the_run_ends(run, spoiled_at_first, caplog):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 6])
-def test_a_run_that_is_asked_to_stop_saves_and_ends_like_an_unbroken_one(run, after):
-    unbroken = run(folder="unbroken")
+def test_a_run_that_is_asked_to_stop_saves_and_ends_like_an_unbroken_one(
+    run, unbroken, after
+):
     answers = iter([False] * (after - 1) + [True])
     with pytest.raises(Stopped, match=f"in phase all, step {after} of 6"):
         run(folder="stopped", stop=lambda: next(answers))
