@@ -134,7 +134,7 @@ def run_restored(
     named after the method.
     """
     restorer, folder = workdir / "restorer", workdir / "restored"
-    main = workdir / config.method.name
+    reid = workdir / config.method.name
     if mode == "evaluate" and not folder.exists():
         raise ValueError(
             f"--mode=evaluate needs a finished run, found no restored images in "
@@ -155,7 +155,7 @@ def run_restored(
             f"image tuples, found config.restorer.data.tuples={first.data.tuples} and "
             f"config.data.tuples={rest['data']['tuples']}."
         )
-    for part, of_part in ((ConfigDict(rest), main), (first, restorer)):
+    for part, of_part in ((ConfigDict(rest), reid), (first, restorer)):
         data = pipeline.open_data(part.data)
         check_batch(part, make_mesh())
         prepare(part, data, build_method(part, data), of_part)
@@ -171,7 +171,7 @@ def run_restored(
             jax.clear_caches()  # the method compiles programs of its own
         digest = check_restored(folder)
         rest["data"] |= restored_data(folder, data.plan.protocol)
-        results = run(ConfigDict(rest), main, mode, stop)
+        results = run(ConfigDict(rest), reid, mode, stop)
         results |= {**identify(config, data), "restored_sha256": digest}
         write_json(workdir / "results.json", results)
     return results
