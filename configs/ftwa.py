@@ -64,7 +64,7 @@ def _paper() -> ConfigDict:
     method.raft_channels = 256
     method.raft_blocks = 4
     method.quality_size = 256
-    method.quality_norm = False
+    method.quality_spread = 0.0
     # Losses.
     method.margin = 0.3  # sec. 3.2
     method.label_smoothing = 0.0
@@ -98,7 +98,7 @@ def _narrow(config: ConfigDict) -> None:
     method.raft_channels = 64
     method.raft_blocks = 2
     method.quality_size = 64
-    method.quality_norm = True  # else one stream gets all the weight, docs/methods.md
+    method.quality_spread = 0.3  # else one stream gets all, docs/methods.md
     method.epochs = 60
     method.learning_rate = 1e-3  # at 3e-3 the triplet loss draws all vectors together
     method.milestones = (45, 55)

@@ -128,15 +128,15 @@ class Stream(nn.Module):
       num_classes: number of identities.
       weighs: whether there is an evaluator; else all weights are 1.
       quality_size: of the evaluator's hidden layer.
-      quality_norm: whether a batch normalisation, without scale and shift, stands
-        before its sigmoid, one for real and one for synthetic vectors: the weights of
-        either then lie around 1/2.
+      quality_spread: standard deviation to which what its sigmoid gets is normalised
+        over a batch, around 0, real and synthetic vectors apart: the weights of either
+        then lie around 1/2. 0 leaves it as it is.
     """
 
     num_classes: int
     weighs: bool = True
     quality_size: int = 256
-    quality_norm: bool = False
+    quality_spread: float = 0.0
 
     @nn.compact
     def __call__(
@@ -149,10 +149,11 @@ class Stream(nn.Module):
             return Judgement(logits, jnp.ones(len(vectors)))
         x = nn.leaky_relu(nn.Dense(self.quality_size, name="quality1")(vectors))
         x = nn.Dense(1, name="quality2")(x)
-        if self.quality_norm:
+        if self.quality_spread:
             norm = batch_norm(train=train)
             name = "bn_synthetic" if synthetic else "bn_real"
             x = norm(use_scale=False, use_bias=False, name=name)(x)
+            x = self.quality_spread * x
         w = (nn.sigmoid(x[:, 0]) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT)
         return Judgement(logits, w)
 
@@ -189,7 +190,7 @@ def build(
     raft_channels: int = 256,
     raft_blocks: int = 4,
     quality_size: int = 256,
-    quality_norm: bool = False,
+    quality_spread: float = 0.0,
     # The losses.
     margin: float = 0.3,
     label_smoothing: float = 0.0,
@@ -219,7 +220,7 @@ def build(
         F_LR and F′_LR; "baseline", one encoder for the HR and the LR images alike.
       width, num_blocks, last_stride: see `ResNet`.
       raft_channels, raft_blocks: see `RAFT`.
-      quality_size, quality_norm: see `Stream`.
+      quality_size, quality_spread: see `Stream`.
       margin: m of Eq. (6).
       label_smoothing: ε of the cross-entropy.
       lambda_1, lambda_2, lambda_3: of Eq. (8).
@@ -256,7 +257,7 @@ def build(
         "encoder_id": ReIDEncoder(width, tuple(num_blocks[1:]), last_stride, dtype),
     }
     raft = RAFT(raft_channels, raft_blocks, dtype)
-    stream = Stream(num_classes, modeling == "ftwa", quality_size, quality_norm)
+    stream = Stream(num_classes, modeling == "ftwa", quality_size, quality_spread)
     # Whose encoder takes the LR images.
     of_lr = "encoder_lr" if "encoder_lr" in components else "encoder_hr"
 
@@ -324,7 +325,7 @@ def build(
             train=train,
             mutable=["batch_stats"],
         )
-        if name in batch_stats:  # of `quality_norm`
+        if name in batch_stats:  # of `quality_spread`
             batch_stats = {**batch_stats, name: updates["batch_stats"]}
         return judgement, batch_stats
 

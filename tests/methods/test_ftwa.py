@@ -224,7 +224,7 @@ def test_the_target_of_raft_gets_a_gradient_only_if_asked_for(batch):
 
 
 def test_normalised_qualities_of_a_batch_lie_around_a_half():
-    stream = ftwa.Stream(NUM_CLASSES, quality_size=4, quality_norm=True)
+    stream = ftwa.Stream(NUM_CLASSES, quality_size=4, quality_spread=0.5)
     vectors = np.random.default_rng(0).normal(3.0, 2.0, (64, 5)).astype(np.float32)
     for synthetic, name in ((False, "bn_real"), (True, "bn_synthetic")):
         apply = functools.partial(stream.apply, synthetic=synthetic)
@@ -233,22 +233,22 @@ def test_normalised_qualities_of_a_batch_lie_around_a_half():
         (_, w), updates = apply(variables, vectors, train=True, mutable=["batch_stats"])
         logits = np.log(w / (1 - w))
         np.testing.assert_allclose(logits.mean(), 0, atol=0.02)  # of the least weight
-        np.testing.assert_allclose(logits.std(), 1, rtol=0.02)
+        np.testing.assert_allclose(logits.std(), 0.5, rtol=0.02)
         assert updates["batch_stats"].keys() == {name}
         before, after = (x["batch_stats"][name] for x in (variables, updates))
         assert (before["mean"] != after["mean"]).all()
 
 
 def test_the_test_takes_the_statistics_of_real_or_of_synthetic_vectors(batch):
-    method = _build(quality_norm=True)
+    method = _build(quality_spread=1.0)
     variables = jax.jit(method.init)(jax.random.key(0), {"hr": batch["hr"][:1]})
     output = loss_alone(method, "reid")(variables, batch)
     before, after = variables["batch_stats"], output.batch_stats
     assert jax.tree.structure(before) == jax.tree.structure(after)
     images, copies = batch["hr"], batch["synthetic_lr"]
     embed = {
-        "query": lambda v: _embed("query", quality_norm=True)(v, copies),
-        "gallery": lambda v: _embed("gallery", True, quality_norm=True)(
+        "query": lambda v: _embed("query", quality_spread=1.0)(v, copies),
+        "gallery": lambda v: _embed("gallery", True, quality_spread=1.0)(
             v, images, copies
         ),
     }
