@@ -1,6 +1,6 @@
 """FTWA (arXiv:2101.04544).
 
-The embedded demo, generated pedestrians and narrow networks (Rank-1 about 51%, MINUTES
+The embedded demo, generated pedestrians and narrow networks (Rank-1 about 50%, four
 minutes on two CPU cores; docs/results.md):
 
     python launch.py --config=configs/ftwa.py
