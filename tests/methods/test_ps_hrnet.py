@@ -263,7 +263,8 @@ def test_embedding_is_a_unit_vector_that_ignores_mirroring(batch, variables):
 
 
 def test_restored_images_are_pixels(batch, variables):
-    restored = jax.jit(_build().restore)(variables, batch["lr"])
+    restore = jax.jit(_build().restore)
+    restored = restore(variables, batch["lr"], resolution=batch["resolution"])
     assert restored.shape == batch["lr"].shape
     assert float(restored.min()) >= 0
     assert float(restored.max()) <= 1
