@@ -56,6 +56,18 @@ def embed(models, data, role):
     return features, embedded.pid
 
 
+def behind(restorer, model):
+    """An exported model that gets its images, of either side, restored before."""
+
+    def embed(variables, images, *, role, resolution):
+        images = restorer.method.restore(
+            restorer.variables, images, resolution=resolution
+        )
+        return model.method.embed(variables, images, role=role, resolution=resolution)
+
+    return model._replace(method=dataclasses.replace(model.method, embed=embed))
+
+
 def objective(distance, squared, query, gallery):
     """O of two sides, each as `embed` gives it."""
     (features, pid), (others, other_pid) = query, gallery
@@ -90,8 +102,12 @@ def measure(folder):
         }
         distance, squared = method.distance, False
     else:
-        models = {"": (only := read_export(folder / "export"))}
-        squared = only.method.squared
+        if "restorer" in config:  # its images were restored once, these are not
+            restorer = read_export(folder / "restorer" / "export")
+            only = behind(restorer, read_export(folder / config.method.name / "export"))
+        else:
+            only = read_export(folder / "export")
+        models, squared = {"": only}, only.method.squared
 
         def distance(query, gallery):
             return only.method.distance(query[""], gallery[""])
